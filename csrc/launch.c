@@ -1,0 +1,199 @@
+#include "launch.h"
+
+#include "seams.h"
+#include "stage.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+struct launch launch = { .setup_socket = -1, .exit_socket = -1, .monitor_alive = { -1, -1 } };
+
+bool
+launch_is_active(void)
+{
+    return launch.spec != NULL;
+}
+
+static bool
+is_monitor(void)
+{
+    return getpid() == launch.monitor_pid;
+}
+
+/* Removes a placeholder, unless another sandbox still needs it or it is not the object that was put there. */
+static void
+release_placeholder(const struct spec *spec, const struct spec_placeholder *placeholder)
+{
+    const char *path = spec_string(spec, placeholder->path);
+    struct stat found;
+
+    if (flock(placeholder->lock_fd, LOCK_EX | LOCK_NB) != 0)
+        return;
+    if (lstat(path, &found) == 0 && found.st_dev == placeholder->device && found.st_ino == placeholder->inode) {
+        /* A directory that somebody on the host has filled meanwhile is theirs: rmdir(2) leaves it. */
+        if (placeholder->kind == PLACEHOLDER_SYMLINK)
+            (void) unlink(path);
+        else
+            (void) rmdir(path);
+    }
+    (void) unlink(spec_string(spec, placeholder->registry_path));
+}
+
+/* Ends whatever still runs in the sandbox and leaves the host as it was. */
+static void
+finish(void)
+{
+    if (launch.init_pid > 0) {
+        (void) kill(launch.init_pid, SIGKILL);
+        while (waitpid(launch.init_pid, NULL, __WALL) < 0 && errno == EINTR)
+            ;
+        launch.init_pid = 0;
+    }
+    for (uint32_t i = 0; i < launch.spec->placeholder_count; i++)
+        release_placeholder(launch.spec, &launch.spec->placeholders[i]);
+}
+
+void
+launch_fail(const struct status_record *failure)
+{
+    status_send(launch.setup_socket >= 0 ? launch.setup_socket : launch.exit_socket, failure, -1);
+    if (is_monitor())
+        finish();
+    _exit(1);
+}
+
+int
+launch_poll(struct pollfd *fds, nfds_t count, int timeout)
+{
+    struct pollfd all[8];
+    int owner = launch.spec->header->owner_pidfd;
+
+    if (owner < 0 || count >= sizeof all / sizeof all[0])
+        return poll(fds, count, timeout);
+
+    memcpy(all, fds, count * sizeof *fds);
+    all[count] = (struct pollfd){ .fd = owner, .events = POLLIN };
+    int ready = poll(all, count + 1, timeout);
+    if (ready > 0 && all[count].revents != 0) {
+        finish();
+        _exit(1);
+    }
+    memcpy(fds, all, count * sizeof *fds);
+    return ready;
+}
+
+/* Closes what the monitor has no use for. Somebody who waits for the end of a pipe must not wait for us. */
+static void
+close_all_but(const int *kept, size_t count)
+{
+    unsigned int next = 3;
+
+    /* `kept` is sorted. */
+    for (size_t i = 0; i < count; i++) {
+        if (kept[i] < 3)
+            continue;
+        if ((unsigned int) kept[i] > next)
+            (void) syscall(__NR_close_range, next, (unsigned int) kept[i] - 1, 0);
+        next = (unsigned int) kept[i] + 1;
+    }
+    (void) syscall(__NR_close_range, next, ~0U, 0);
+}
+
+static int
+compare_fds(const void *left, const void *right)
+{
+    return *(const int *) left - *(const int *) right;
+}
+
+static void
+keep_only_what_the_launch_needs(const struct spec *spec)
+{
+    enum { LIMIT = 1024 };
+    int kept[LIMIT];
+    size_t count = 0;
+
+    if (3 + (size_t) spec->inherited_fd_count + spec->placeholder_count > LIMIT) {
+        struct status_record failure = { .kind = STATUS_SETUP_FAILED,
+                                         .step = STEP_FILE_DESCRIPTORS,
+                                         .error = E2BIG,
+                                         .message = "more than 1000 file descriptors to keep" };
+        launch_fail(&failure);
+    }
+    kept[count++] = launch.setup_socket;
+    kept[count++] = launch.exit_socket;
+    kept[count++] = spec->header->owner_pidfd;
+    for (uint32_t i = 0; i < spec->inherited_fd_count; i++)
+        kept[count++] = spec->inherited_fds[i];
+    for (uint32_t i = 0; i < spec->placeholder_count; i++)
+        kept[count++] = spec->placeholders[i].lock_fd;
+    qsort(kept, count, sizeof *kept, compare_fds);
+    close_all_but(kept, count);
+}
+
+/* The stage without bubblewrap: a child that becomes the command, and this process as its monitor. */
+static void
+run_stage_alone(const struct spec *spec)
+{
+    launch.step = STEP_PROCESS;
+    pid_t child = fork();
+    if (child < 0) {
+        struct status_record failure = {
+            .kind = STATUS_SETUP_FAILED, .step = STEP_PROCESS, .error = errno, .message = "fork"
+        };
+        launch_fail(&failure);
+    }
+    if (child == 0) {
+        struct status_record failure;
+        stage_execute(spec, launch.setup_socket, &failure);
+        launch_fail(&failure);
+    }
+
+    launch.init_pid = child;
+    close(launch.setup_socket);
+    launch.setup_socket = -1;
+
+    int child_pidfd = (int) syscall(__NR_pidfd_open, child, 0);
+    struct pollfd ended = { .fd = child_pidfd, .events = POLLIN };
+    while (child_pidfd >= 0 && launch_poll(&ended, 1, -1) < 0 && errno == EINTR)
+        ;
+
+    struct status_record record = { .kind = STATUS_COMMAND_ENDED };
+    while (waitpid(child, &record.wait_status, 0) < 0 && errno == EINTR)
+        ;
+    launch.init_pid = 0;
+    status_send(launch.exit_socket, &record, -1);
+}
+
+void
+launch_run(const struct spec *spec)
+{
+    launch.spec = spec;
+    launch.step = STEP_ARGUMENTS;
+    launch.monitor_pid = getpid();
+    launch.setup_socket = spec->header->setup_socket;
+    launch.exit_socket = spec->header->exit_socket;
+
+    /* Out of reach of the terminal: Ctrl-C is for the owner, who decides what the command is sent. */
+    (void) setsid();
+
+    keep_only_what_the_launch_needs(spec);
+
+    if (!(spec->header->flags & SPEC_BUBBLEWRAP)) {
+        run_stage_alone(spec);
+        finish();
+        _exit(0);
+    }
+
+    (void) bwrap_main(spec->bubblewrap_argument_count, spec->bubblewrap_arguments);
+    if (is_monitor())
+        finish();
+    _exit(0);
+}

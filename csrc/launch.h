@@ -1,0 +1,38 @@
+/* One launch: the state that the seams share, and the way through it. */
+#ifndef PYBWRAP_LAUNCH_H
+#define PYBWRAP_LAUNCH_H
+
+#include "spec.h"
+#include "status.h"
+
+#include <poll.h>
+#include <stdbool.h>
+#include <sys/types.h>
+
+struct launch {
+    const struct spec *spec; /* NULL: plain bubblewrap, every seam stands aside */
+    enum setup_step step;    /* what is being done now, for the report if it fails */
+    pid_t monitor_pid;       /* this process's pid when the launch began */
+    pid_t init_pid;          /* the sandbox's init as the monitor sees it; without bubblewrap, the command */
+    pid_t command_pid;       /* the command as the sandbox's init sees it */
+    int setup_socket;
+    int exit_socket;
+    int monitor_alive[2]; /* a pipe whose write end only the monitor holds */
+    bool command_has_ended;
+};
+
+extern struct launch launch;
+
+bool launch_is_active(void);
+
+/* Runs the command in its sandbox, tells the owner, removes what was put on the host, and exits. Must be called in
+ * a process with one thread that has nothing else to do; its standard streams become the command's. */
+void launch_run(const struct spec *spec) __attribute__((noreturn));
+
+/* Reports on the socket that the calling process still has, and ends that process. */
+void launch_fail(const struct status_record *failure) __attribute__((noreturn));
+
+/* Waits until a poll(2) of the monitor has something, or the owner of the sandbox is gone: then ends everything. */
+int launch_poll(struct pollfd *fds, nfds_t count, int timeout);
+
+#endif

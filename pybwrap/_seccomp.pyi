@@ -1,0 +1,36 @@
+# The CFFI module compiled from csrc/seccomp.cdef.h: libseccomp as it is, statuses and all.
+
+class CData:
+    def __bool__(self) -> bool: ...
+
+class Version(CData):
+    major: int
+    minor: int
+    micro: int
+
+class Lib:
+    SCMP_ARCH_NATIVE: int
+    SCMP_ARCH_X86_64: int
+    SCMP_ARCH_AARCH64: int
+    SCMP_ACT_ALLOW: int
+    SCMP_ACT_KILL_PROCESS: int
+    SCMP_FLTATR_ACT_BADARCH: int
+    SCMP_FLTATR_CTL_OPTIMIZE: int
+    SCMP_CMP_NE: int
+    SCMP_CMP_GE: int
+    SCMP_CMP_MASKED_EQ: int
+    def SCMP_ACT_ERRNO(self, errnum: int, /) -> int: ...  # noqa: N802 - a macro of <seccomp.h>
+    def seccomp_version(self) -> Version: ...
+    def seccomp_init(self, def_action: int, /) -> CData: ...
+    def seccomp_release(self, ctx: CData, /) -> None: ...
+    def seccomp_attr_set(self, ctx: CData, attr: int, value: int, /) -> int: ...
+    def seccomp_arch_native(self) -> int: ...
+    def seccomp_arch_add(self, ctx: CData, arch_token: int, /) -> int: ...
+    def seccomp_arch_remove(self, ctx: CData, arch_token: int, /) -> int: ...
+    def seccomp_syscall_resolve_name_arch(self, arch_token: int, name: bytes, /) -> int: ...
+    def seccomp_rule_add_array(
+        self, ctx: CData, action: int, syscall: int, arg_cnt: int, arg_array: list[tuple[int, int, int, int]], /
+    ) -> int: ...
+    def seccomp_export_bpf(self, ctx: CData, fd: int, /) -> int: ...
+
+lib: Lib

@@ -1,0 +1,41 @@
+"""What can go wrong, as exceptions that say what failed, where, and what to do next."""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["PolicyError", "PybwrapError", "SetupError", "UnsupportedHostError"]
+
+
+class PybwrapError(Exception):
+    """The base of every error of this package; never raised itself."""
+
+
+class PolicyError(PybwrapError, ValueError):
+    """Raised when a policy is malformed, or asks for what cannot be enforced. Nothing has been run."""
+
+
+class UnsupportedHostError(PybwrapError):
+    """Raised when this machine lacks what the policy needs: a library, a kernel feature, an architecture."""
+
+
+class SetupError(PybwrapError, OSError):
+    """Raised when the sandbox could not be built. The command has not been run.
+
+    *errno* is the kernel's reason (0 when there is none), *step* names the operation that failed, *what* the
+    object it failed on, and *remedy* what to do about it.
+    """
+
+    def __init__(self, step: str, errno: int, what: str, remedy: str = "") -> None:
+        super().__init__(errno, what)
+        self.step = step
+        self.what = what
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type[SetupError], tuple[str, int, str, str]]:
+        return type(self), (self.step, self.errno or 0, self.what, self.remedy)
+
+    def __str__(self) -> str:
+        reason = f": {os.strerror(self.errno)}" if self.errno else ""
+        remedy = f"; {self.remedy}" if self.remedy else ""
+        return f"cannot set up the sandbox ({self.step}): {self.what}{reason}{remedy}"

@@ -1,0 +1,1 @@
+"""Processes, descriptors and waiting: the only Python that sees the native code."""
