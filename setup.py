@@ -71,7 +71,10 @@ class BuildExt(build_ext):
                 self.compiler.compile(
                     [source],
                     output_dir=self.build_temp,
-                    macros=[("PYBWRAP_BUBBLEWRAP_VERSION", f'"{PIN.version}"')],
+                    macros=[
+                        ("PYBWRAP_BUBBLEWRAP_VERSION", f'"{PIN.version}"'),
+                        ("PYBWRAP_FILE_" + Path(source).stem.replace("-", "_"), "1"),
+                    ],
                     include_dirs=[str(COMPAT), str(CSRC), str(SOURCE)],
                     extra_postargs=list(flags),
                 )

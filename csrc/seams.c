@@ -186,9 +186,12 @@ seam_wait(int *status)
     if (child == launch.command_pid) {
         struct status_record record = { .kind = STATUS_COMMAND_ENDED, .wait_status = *status };
         launch.command_has_ended = true;
-        (void) kill(-1, SIGKILL);
-        while (wait(NULL) > 0 || errno == EINTR)
-            ;
+        /* In the sandbox's own PID namespace -1 is everybody in there; anywhere else it would be the machine. */
+        if (getpid() == 1) {
+            (void) kill(-1, SIGKILL);
+            while (wait(NULL) > 0 || errno == EINTR)
+                ;
+        }
         status_send(launch.exit_socket, &record, -1);
     }
     return child;

@@ -1,16 +1,17 @@
 /* Everything that this project changes about bubblewrap, in one place.
  *
  * Upstream's files are compiled as they are, with this header included before their first line.
- * Two mechanisms are enough:
+ * Three mechanisms are enough:
  *
  *   rename   a call of the C library becomes a call of ours (`execvp` -> `seam_execvp`);
  *   weak     a function that upstream defines becomes a weak symbol, so that the definition in csrc/ is the one
  *            that is linked, also for calls from upstream's own file. A rename could not do that: it would rename
- *            the definition too.
+ *            the definition too;
+ *   wrap     as weak, but ours calls upstream's: there, in the file that defines it, it gets another name.
  *
  * Every seam does what upstream does unless a launch is under way (launch_is_active), so that `run_bwrap_main` and
- * the raw `bwrap` command stay plain bubblewrap. The single exception is `exit`, which never runs the host
- * program's exit handlers.
+ * the raw `bwrap` command stay plain bubblewrap. There are two exceptions: `exit` never runs the host program's exit
+ * handlers, and `bind_mount_fd` is as fast for everybody.
  */
 #ifndef PYBWRAP_SEAMS_H
 #define PYBWRAP_SEAMS_H
@@ -55,6 +56,7 @@ void die_with_bind_result(int result, int error, const char *failing_path, const
 int raw_clone(unsigned long flags, void *child_stack);
 int fdwalk(int (*callback)(void *data, int fd), void *data);
 int write_file_at(int directory, const char *path, const char *content);
+int bind_mount_fd(int source, int destination, int options, char **failing_path);
 #else
 
 /* The system's own declarations come first: below, their names mean ours. */
@@ -75,6 +77,11 @@ int write_file_at(int directory, const char *path, const char *content);
 #define poll seam_poll
 #define prctl seam_prctl
 #define mount seam_mount
+
+/* The build defines PYBWRAP_FILE_<name> for the file that is being compiled. */
+#ifdef PYBWRAP_FILE_bind_mount
+#define bind_mount_fd upstream_bind_mount_fd
+#endif
 
 #pragma weak die
 #pragma weak die_with_error

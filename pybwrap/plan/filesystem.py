@@ -107,6 +107,19 @@ class _Rules:
         return sorted(self.by_path.values(), key=lambda rule: (components(rule.path), rule.path))
 
 
+def _read_regular_file(path: str) -> bytes:
+    """The beginning of a file; nothing where something else stands, or nothing can be read."""
+    try:
+        # Opened without blocking: it may be a pipe.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, GITDIR_FILE_LIMIT) if S_ISREG(os.fstat(fd).st_mode) else b""
+    finally:
+        os.close(fd)
+
+
 def plan_filesystem(
     profile: PermissionProfile,
     cwd: str,
@@ -220,15 +233,7 @@ class _Planner:
 
     def protect_git_directory(self, root: Rule, git_file: str, reason: str, explicit: frozenset[str]) -> None:
         """A worktree's or submodule's `.git` is a file that points to the directory that git really uses."""
-        try:
-            # Opened without blocking: what stands there may be a pipe.
-            descriptor = os.open(git_file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
-            return
-        with open(descriptor, "rb") as file:
-            if not S_ISREG(os.fstat(descriptor).st_mode):
-                return
-            content = file.read(GITDIR_FILE_LIMIT)
+        content = _read_regular_file(git_file)
         if not content.startswith(b"gitdir:"):
             return
         pointer = os.fsdecode(content.removeprefix(b"gitdir:").strip(b" \r\n"))
