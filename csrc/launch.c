@@ -4,6 +4,7 @@
 #include "stage.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +13,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 struct launch launch = { .setup_socket = -1, .exit_socket = -1, .monitor_alive = { -1, -1 } };
@@ -47,13 +49,14 @@ release_placeholder(const struct spec *spec, const struct spec_placeholder *plac
     (void) unlink(spec_string(spec, placeholder->registry_path));
 }
 
-/* Ends whatever still runs in the sandbox and leaves the host as it was. */
+/* Ends whatever still runs in the sandbox and leaves the host as it was. `used` gets what the sandbox has used, where
+ * this is what ended it. */
 static void
-finish(void)
+finish(struct rusage *used)
 {
     if (launch.init_pid > 0) {
         (void) kill(launch.init_pid, SIGKILL);
-        while (waitpid(launch.init_pid, NULL, __WALL) < 0 && errno == EINTR)
+        while (wait4(launch.init_pid, NULL, __WALL, used) < 0 && errno == EINTR)
             ;
         launch.init_pid = 0;
     }
@@ -61,31 +64,63 @@ finish(void)
         release_placeholder(launch.spec, &launch.spec->placeholders[i]);
 }
 
+/* Ends the sandbox before its command has ended, and tells the owner that nothing of it is left. */
+static void __attribute__((noreturn)) end_sandbox(enum status_kind why)
+{
+    struct status_record record = { .kind = why };
+    struct rusage used = { 0 };
+
+    finish(&used);
+    record.usage = status_usage(&used);
+    status_send(launch.exit_socket, &record, -1);
+    _exit(0);
+}
+
 void
 launch_fail(const struct status_record *failure)
 {
     status_send(launch.setup_socket >= 0 ? launch.setup_socket : launch.exit_socket, failure, -1);
     if (is_monitor())
-        finish();
+        finish(NULL);
     _exit(1);
+}
+
+static uint64_t
+monotonic_milliseconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t) now.tv_sec * 1000 + (uint64_t) now.tv_nsec / 1000000;
+}
+
+/* How long a poll(2) may wait. Rounded up, so that it does not spin through the last millisecond. */
+static int
+until_deadline(void)
+{
+    uint64_t now = monotonic_milliseconds();
+    if (now >= launch.deadline)
+        return 0;
+    uint64_t left = launch.deadline - now + 1;
+    return left > INT_MAX ? INT_MAX : (int) left;
 }
 
 int
 launch_poll(struct pollfd *fds, nfds_t count, int timeout)
 {
     struct pollfd all[8];
-    int owner = launch.spec->header->owner_pidfd;
 
-    if (owner < 0 || count >= sizeof all / sizeof all[0])
+    if (count + 2 > sizeof all / sizeof all[0])
         return poll(fds, count, timeout);
 
     memcpy(all, fds, count * sizeof *fds);
-    all[count] = (struct pollfd){ .fd = owner, .events = POLLIN };
-    int ready = poll(all, count + 1, timeout);
-    if (ready > 0 && all[count].revents != 0) {
-        finish();
-        _exit(1);
-    }
+    /* The owner may be gone, or have hung up. A negative descriptor is passed over. */
+    all[count] = (struct pollfd){ .fd = launch.spec->header->owner_pidfd, .events = POLLIN };
+    all[count + 1] = (struct pollfd){ .fd = launch.exit_socket, .events = POLLIN };
+    int ready = poll(all, count + 2, launch.deadline != 0 ? until_deadline() : timeout);
+    if (ready > 0 && (all[count].revents != 0 || all[count + 1].revents != 0))
+        end_sandbox(STATUS_KILLED);
+    if (ready == 0 && launch.deadline != 0 && monotonic_milliseconds() >= launch.deadline)
+        end_sandbox(STATUS_TIMED_OUT);
     memcpy(fds, all, count * sizeof *fds);
     return ready;
 }
@@ -162,13 +197,15 @@ run_stage_alone(const struct spec *spec)
 
     int child_pidfd = (int) syscall(__NR_pidfd_open, child, 0);
     struct pollfd ended = { .fd = child_pidfd, .events = POLLIN };
-    while (child_pidfd >= 0 && launch_poll(&ended, 1, -1) < 0 && errno == EINTR)
+    while (child_pidfd >= 0 && launch_poll(&ended, 1, -1) <= 0)
         ;
 
     struct status_record record = { .kind = STATUS_COMMAND_ENDED };
-    while (waitpid(child, &record.wait_status, 0) < 0 && errno == EINTR)
+    struct rusage used = { 0 };
+    while (wait4(child, &record.wait_status, 0, &used) < 0 && errno == EINTR)
         ;
     launch.init_pid = 0;
+    record.usage = status_usage(&used);
     status_send(launch.exit_socket, &record, -1);
 }
 
@@ -181,6 +218,9 @@ launch_run(const struct spec *spec)
     launch.setup_socket = spec->header->setup_socket;
     launch.exit_socket = spec->header->exit_socket;
 
+    if (spec->header->wall_time != 0)
+        launch.deadline = monotonic_milliseconds() + spec->header->wall_time;
+
     /* Out of reach of the terminal: Ctrl-C is for the owner, who decides what the command is sent. */
     (void) setsid();
 
@@ -188,12 +228,12 @@ launch_run(const struct spec *spec)
 
     if (!(spec->header->flags & SPEC_BUBBLEWRAP)) {
         run_stage_alone(spec);
-        finish();
+        finish(NULL);
         _exit(0);
     }
 
     (void) bwrap_main(spec->bubblewrap_argument_count, spec->bubblewrap_arguments);
     if (is_monitor())
-        finish();
+        finish(NULL);
     _exit(0);
 }

@@ -19,6 +19,7 @@ struct launch {
     int exit_socket;
     int monitor_alive[2]; /* a pipe whose write end only the monitor holds */
     bool command_has_ended;
+    uint64_t deadline; /* CLOCK_MONOTONIC, milliseconds; 0: none */
 };
 
 extern struct launch launch;
@@ -32,7 +33,7 @@ void launch_run(const struct spec *spec) __attribute__((noreturn));
 /* Reports on the socket that the calling process still has, and ends that process. */
 void launch_fail(const struct status_record *failure) __attribute__((noreturn));
 
-/* Waits until a poll(2) of the monitor has something, or the owner of the sandbox is gone: then ends everything. */
+/* As poll(2), in the monitor; ends everything when the owner of the sandbox is gone or its time is up. */
 int launch_poll(struct pollfd *fds, nfds_t count, int timeout);
 
 #endif

@@ -241,6 +241,11 @@ status_receive(int socket, int timeout, struct status_message *message)
     message->step = (int) record.step;
     message->error = record.error;
     message->wait_status = record.wait_status;
+    message->user_time = record.usage.user_time;
+    message->system_time = record.usage.system_time;
+    message->max_rss = record.usage.max_rss;
+    message->voluntary_switches = record.usage.voluntary_switches;
+    message->involuntary_switches = record.usage.involuntary_switches;
     record.message[sizeof record.message - 1] = '\0';
     memcpy(message->message, record.message, sizeof message->message);
 
@@ -248,6 +253,12 @@ status_receive(int socket, int timeout, struct status_message *message)
     if (attached != NULL && attached->cmsg_level == SOL_SOCKET && attached->cmsg_type == SCM_RIGHTS)
         memcpy(&message->fd, CMSG_DATA(attached), sizeof message->fd);
     return 1;
+}
+
+void
+status_hang_up(int exit_socket)
+{
+    (void) shutdown(exit_socket, SHUT_WR);
 }
 
 static void

@@ -30,13 +30,21 @@ struct status_message {
     int step;
     int error;
     int wait_status;
-    int fd; /* that came along, or -1 */
+    int fd;                       /* that came along, or -1 */
+    unsigned long long user_time; /* microseconds, as the next */
+    unsigned long long system_time;
+    unsigned long long max_rss; /* bytes */
+    unsigned long long voluntary_switches;
+    unsigned long long involuntary_switches;
     char message[496];
 };
 
 /* Waits for a record at most `timeout` milliseconds (-1: for ever). Returns 1 for a record or end of file, 0 when
    the time is up, -errno otherwise; -EINTR lets the caller's signal handlers run. */
 int status_receive(int socket, int timeout, struct status_message *message);
+
+/* Asks the monitor to end the sandbox: nothing of it is left when it answers. */
+void status_hang_up(int exit_socket);
 
 /* For a program whose signals are the command's: blocks those that can be relayed, so that none is lost while the
    sandbox is built. */

@@ -192,6 +192,9 @@ seam_wait(int *status)
             while (wait(NULL) > 0 || errno == EINTR)
                 ;
         }
+        struct rusage used = { 0 };
+        (void) getrusage(RUSAGE_CHILDREN, &used);
+        record.usage = status_usage(&used);
         status_send(launch.exit_socket, &record, -1);
     }
     return child;

@@ -16,6 +16,7 @@ enum spec_flag {
     SPEC_REFUSE_CAPABILITIES = 1 << 1, /* fail when any capability is left */
     SPEC_NO_NEW_PRIVS = 1 << 2,
     SPEC_PROCESS_GROUP = 1 << 3, /* the command leads a process group of its own */
+    SPEC_TERMINAL = 1 << 4,      /* its standard input is a terminal, which becomes its controlling one */
 };
 
 enum spec_section {
@@ -46,6 +47,7 @@ struct spec_header {
     int32_t setup_socket;
     int32_t exit_socket;
     int32_t owner_pidfd;          /* -1: nobody to outlive */
+    uint64_t wall_time;           /* milliseconds until the sandbox is ended; 0: no limit */
     uint64_t landlock_filesystem; /* handled_access_fs of the ruleset; 0 and 0 below: no Landlock */
     uint64_t landlock_scoped;
     struct spec_section_header sections[SPEC_SECTION_COUNT];

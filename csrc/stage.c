@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -144,8 +145,14 @@ stage_execute(const struct spec *spec, int setup_socket, struct status_record *f
         return;
     }
 
+    /* A session of its own is what a controlling terminal belongs to, and with it job control. */
+    if ((flags & SPEC_TERMINAL) && (setsid() < 0 || ioctl(0, TIOCSCTTY, 0) != 0)) {
+        set_failure(failure, STEP_PROCESS, errno, "taking the terminal");
+        return;
+    }
+
     /* A group of its own, so that the owner can signal the command and its children without the sandbox's init. */
-    if ((flags & SPEC_PROCESS_GROUP) && setpgid(0, 0) != 0) {
+    if ((flags & SPEC_PROCESS_GROUP) && !(flags & SPEC_TERMINAL) && setpgid(0, 0) != 0) {
         set_failure(failure, STEP_PROCESS, errno, "setpgid");
         return;
     }

@@ -5,6 +5,24 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+static uint64_t
+microseconds(struct timeval time)
+{
+    return (uint64_t) time.tv_sec * 1000000 + (uint64_t) time.tv_usec;
+}
+
+struct status_usage
+status_usage(const struct rusage *used)
+{
+    return (struct status_usage){
+        .user_time = microseconds(used->ru_utime),
+        .system_time = microseconds(used->ru_stime),
+        .max_rss = (uint64_t) used->ru_maxrss * 1024,
+        .voluntary_switches = (uint64_t) used->ru_nvcsw,
+        .involuntary_switches = (uint64_t) used->ru_nivcsw,
+    };
+}
+
 void
 status_send(int socket, const struct status_record *record, int fd)
 {

@@ -7,12 +7,15 @@
 #define PYBWRAP_STATUS_H
 
 #include <stdint.h>
+#include <sys/resource.h>
 
 enum status_kind {
     STATUS_SETUP_FAILED = 1,  /* nothing was executed; `step`, `error` and `message` say why */
     STATUS_COMMAND_READY = 2, /* about to be executed; carries a pidfd of the command (SCM_RIGHTS) */
     STATUS_EXEC_FAILED = 3,   /* `error` is the errno of execve(2) */
     STATUS_COMMAND_ENDED = 4, /* `wait_status` is what wait(2) gave the sandbox's init */
+    STATUS_TIMED_OUT = 5,     /* the monitor ended the sandbox: its wall time was up */
+    STATUS_KILLED = 6,        /* the monitor ended the sandbox: its owner hung up the exit socket */
 };
 
 /* Python has the same list (pybwrap.launch.status.SetupStep); a test compares them. */
@@ -33,13 +36,25 @@ enum setup_step {
     STEP_PROCESS,
 };
 
+/* What everything inside has used together, as getrusage(2) counts it. */
+struct status_usage {
+    uint64_t user_time;   /* microseconds */
+    uint64_t system_time; /* microseconds */
+    uint64_t max_rss;     /* bytes, of the largest process */
+    uint64_t voluntary_switches;
+    uint64_t involuntary_switches;
+};
+
 struct status_record {
     uint32_t kind;
     uint32_t step;
     int32_t error;
     int32_t wait_status;
-    char message[496]; /* NUL-terminated; cut where it does not fit */
+    struct status_usage usage; /* with the last three kinds */
+    char message[496];         /* NUL-terminated; cut where it does not fit */
 };
+
+struct status_usage status_usage(const struct rusage *used);
 
 /* Sends one record; `fd` is passed along when it is not -1. Failure is ignored: the owner sees end of file. */
 void status_send(int socket, const struct status_record *record, int fd);

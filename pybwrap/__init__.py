@@ -6,21 +6,54 @@ from pybwrap.errors import PolicyError, PybwrapError, SetupError, UnsupportedHos
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pybwrap.launch.limits import Limits
+    from pybwrap.launch.popen import (
+        DEVNULL,
+        PIPE,
+        STDOUT,
+        CalledProcessError,
+        Popen,
+        TimeoutExpired,
+        check_output,
+        run,
+    )
+    from pybwrap.launch.result import CompletedProcess, Enforced, Outcome, Usage
     from pybwrap.policy import PermissionProfile, SandboxPolicy
 
 __all__ = [
+    "DEVNULL",
+    "PIPE",
+    "STDOUT",
+    "CalledProcessError",
+    "CompletedProcess",
+    "Enforced",
+    "Limits",
+    "Outcome",
     "PermissionProfile",
     "PolicyError",
+    "Popen",
     "PybwrapError",
     "SandboxPolicy",
     "SetupError",
+    "TimeoutExpired",
     "UnsupportedHostError",
+    "Usage",
     "__version__",
+    "check_output",
+    "run",
 ]
 
 __version__ = "0.1.0"
 
-_WHERE = {"PermissionProfile": "pybwrap.policy", "SandboxPolicy": "pybwrap.policy"}
+_WHERE = {
+    **dict.fromkeys(("PermissionProfile", "SandboxPolicy"), "pybwrap.policy"),
+    **dict.fromkeys(("CompletedProcess", "Enforced", "Outcome", "Usage"), "pybwrap.launch.result"),
+    **dict.fromkeys(
+        ("DEVNULL", "PIPE", "STDOUT", "CalledProcessError", "Popen", "TimeoutExpired", "check_output", "run"),
+        "pybwrap.launch.popen",
+    ),
+    "Limits": "pybwrap.launch.limits",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import TYPE_CHECKING
 
 from pybwrap.cli.execution import execute, plan_here
+from pybwrap.errors import PolicyError
 from pybwrap.policy.profile import Access, FilesystemEntry, Network, PermissionProfile
+
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 __all__ = ["main"]
 
@@ -22,8 +27,14 @@ exit status:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Refuses a command line in one line, as every error of this program is told."""
+        raise PolicyError(f"{message}; pybwrap run --help lists the options")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="pybwrap run",
         usage="pybwrap run [OPTION...] [--] COMMAND [ARG...]",
         description="Runs COMMAND where it can read everything, write nothing and reach nobody, "

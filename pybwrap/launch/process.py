@@ -16,6 +16,8 @@ from pybwrap.launch.status import (
     SetupStep,
     StatusKind,
     StatusMessage,
+    StatusUsage,
+    hang_up,
     receive,
     receive_relaying_signals,
     setup_error,
@@ -44,10 +46,16 @@ class ExecError(OSError):
 
 
 class Ended(NamedTuple):
-    """How a sandbox ended: the command's wait status as wait(2) gives it, or None when it was killed from outside."""
+    """How a sandbox ended.
+
+    *wait_status* is the command's as wait(2) gives it, or None when the sandbox was ended before the command was;
+    *timed_out* says that this was so because its wall time was up. *usage* is what everything inside has used, or
+    None when the monitor was killed and could not tell.
+    """
 
     wait_status: int | None
-    usage: object  # resource.struct_rusage of everything that ran inside, or None
+    timed_out: bool
+    usage: StatusUsage | None
 
 
 class SandboxedProcess:
@@ -63,6 +71,10 @@ class SandboxedProcess:
         self._exit_socket = exit_socket
         self._has_claims = has_claims
         self.ended: Ended | None = None
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when nothing of the sandbox is left, until `wait` has said so."""
+        return self._exit_socket
 
     def wait(self, timeout: float | None = None) -> Ended | None:
         """Waits until nothing of the sandbox is left, at most *timeout* seconds; None when the time is up."""
@@ -80,9 +92,14 @@ class SandboxedProcess:
         return self.ended
 
     def _take(self, message: StatusMessage | None) -> None:
-        if message is not None:
-            wait_status = message.wait_status if message.kind is StatusKind.COMMAND_ENDED else None
-            self.ended = Ended(wait_status, self._reap())
+        if message is None:
+            return
+        self._reap()
+        self.ended = Ended(
+            message.wait_status if message.kind is StatusKind.COMMAND_ENDED else None,
+            message.kind is StatusKind.TIMED_OUT,
+            message.usage if message.kind is not StatusKind.END_OF_FILE else None,
+        )
 
     def send_signal(self, number: int) -> None:
         """Sends a signal to the command, which handles it as it likes. Does nothing when the command has ended."""
@@ -93,24 +110,19 @@ class SandboxedProcess:
                 pass
 
     def kill(self) -> None:
-        """Ends the whole sandbox: with its init, the kernel kills whatever runs inside."""
+        """Has the monitor end the whole sandbox: with its init, the kernel kills whatever runs inside."""
         if self.ended is None:
-            try:
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            hang_up(self._exit_socket)
 
-    def _reap(self) -> object:
-        usage: object = None
+    def _reap(self) -> None:
         try:
-            _, status, usage = os.wait4(self.pid, 0)
+            _, status = os.waitpid(self.pid, 0)
         except ChildProcessError:
             status = 0  # somebody else waited for all children of this process
         if self._has_claims and os.WIFSIGNALED(status):
             placeholders.reclaim()
         for fd in (self.pidfd, self._command_pidfd, self._exit_socket):
             os.close(fd)
-        return usage
 
 
 def block_relayed_signals() -> None:
@@ -123,11 +135,8 @@ def launch(
     command: Command,
     *,
     streams: tuple[int, int, int] = (0, 1, 2),
-    inherited_fds: Sequence[int] = (),
 ) -> SandboxedProcess:
-    """Starts *command* under *plan* and returns when it has been executed.
-
-    *streams* become its standard streams; *inherited_fds* keep their numbers; nothing else is inherited.
+    """Starts *command* under *plan* and returns when it has been executed; *streams* become its standard streams.
 
     Raises `SetupError` when the sandbox could not be built, `ExecError` when the command could not be executed,
     `UnsupportedHostError` and `PolicyError` as planning and filters do. Nothing runs then and nothing is left.
@@ -135,24 +144,22 @@ def launch(
     if plan.fresh_proc and proc_fallback.is_refused():
         plan = plan.without_fresh_proc()
     try:
-        return _launch_once(plan, command, streams, inherited_fds)
+        return _launch_once(plan, command, streams)
     except SetupError as error:
         # Nothing has been executed, so the failed launch was its own preflight.
         if not plan.fresh_proc or error.step != SetupStep.PROC.name.lower():
             raise
         proc_fallback.remember_refusal(error)
-        return _launch_once(plan.without_fresh_proc(), command, streams, inherited_fds)
+        return _launch_once(plan.without_fresh_proc(), command, streams)
 
 
-def _launch_once(
-    plan: SandboxPlan, command: Command, streams: tuple[int, int, int], inherited_fds: Sequence[int]
-) -> SandboxedProcess:
+def _launch_once(plan: SandboxPlan, command: Command, streams: tuple[int, int, int]) -> SandboxedProcess:
     seccomp_filter = b""
     if plan.seccomp is not None:
         seccomp_filter = compile_filter(plan.seccomp, allow_nested_sandboxes=plan.allow_nested_sandboxes)
     claims = placeholders.claim(plan.filesystem.placeholders) if plan.filesystem is not None else []
     try:
-        process = _start(plan, command, seccomp_filter, streams, inherited_fds, claims)
+        process = _start(plan, command, seccomp_filter, streams, claims)
     except BaseException:
         placeholders.release(claims)
         raise
@@ -166,7 +173,6 @@ def _start(
     command: Command,
     seccomp_filter: bytes,
     streams: tuple[int, int, int],
-    inherited_fds: Sequence[int],
     claims: Sequence[Claim],
 ) -> SandboxedProcess:
     opened: list[int] = []  # what this process has no use for once the monitor runs, or has failed to
@@ -190,10 +196,9 @@ def _start(
             setup_socket=own(setup_end[1], opened),
             exit_socket=own(exit_end[1], opened),
             owner_pidfd=own(os.pidfd_open(os.getpid()), opened),
-            inherited_fds=inherited_fds,
             claims=claims,
         )
-        control_fds = [*opened[1:], *inherited_fds, *(claim.lock_fd for claim in claims)]
+        control_fds = [*opened[1:], *command.inherited_fds, *(claim.lock_fd for claim in claims)]
         placed = [fd if _is_open(fd) else own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), opened) for fd in streams]
         result = _spawn(spec, placed, control_fds)
         kept.append(result.pidfd)

@@ -17,6 +17,8 @@ __all__ = [
     "SetupStep",
     "StatusKind",
     "StatusMessage",
+    "StatusUsage",
+    "hang_up",
     "receive",
     "receive_relaying_signals",
     "setup_error",
@@ -32,6 +34,8 @@ class StatusKind(IntEnum):
     COMMAND_READY = 2
     EXEC_FAILED = 3
     COMMAND_ENDED = 4
+    TIMED_OUT = 5
+    KILLED = 6
 
 
 class SetupStep(IntEnum):
@@ -53,6 +57,16 @@ class SetupStep(IntEnum):
     PROCESS = 14
 
 
+class StatusUsage(NamedTuple):
+    """What everything inside has used: times in seconds, *max_rss* in bytes, of the largest process."""
+
+    user_time: float
+    system_time: float
+    max_rss: int
+    voluntary_context_switches: int
+    involuntary_context_switches: int
+
+
 class StatusMessage(NamedTuple):
     """One record. *error* is an errno; *fd* a descriptor that came along (the receiver's to close), or -1."""
 
@@ -62,6 +76,7 @@ class StatusMessage(NamedTuple):
     wait_status: int
     fd: int
     message: str
+    usage: StatusUsage
 
 
 def socketpair() -> tuple[int, int]:
@@ -109,7 +124,19 @@ def _decoded(result: int, record: CData) -> StatusMessage | None:
         record.wait_status,
         record.fd,
         os.fsdecode(ffi.string(record.message)),
+        StatusUsage(
+            record.user_time / 1e6,
+            record.system_time / 1e6,
+            record.max_rss,
+            record.voluntary_switches,
+            record.involuntary_switches,
+        ),
     )
+
+
+def hang_up(exit_socket: int) -> None:
+    """Asks the monitor to end the sandbox; its answer comes when nothing of it is left."""
+    lib.status_hang_up(exit_socket)
 
 
 _NAMESPACE_REMEDY = (

@@ -38,6 +38,12 @@ MINIMAL_PATHS = (
 GITDIR_FILE_LIMIT = 64 * 1024
 """How much of a `.git` file is read, in bytes; git writes one line."""
 
+LONGEST_NAME, LONGEST_PATH = 255, 4095
+"""Of a file and of a path, in bytes: NAME_MAX, and PATH_MAX without its NUL (limits.h)."""
+
+IMPLIED_LOCATIONS = (":slash_tmp", ":tmpdir")
+"""Nobody named these directories; where one is not there, there is nothing to open."""
+
 _STRENGTH = {Access.READ: 0, Access.WRITE: 1, Access.DENY: 2}
 
 
@@ -93,6 +99,8 @@ class _Rules:
         for candidate in (path, *ancestors(path)):
             if candidate in self.by_path:
                 return self.by_path[candidate]
+            if candidate == "/dev":
+                break  # the sandbox's own: a rule about the host's root says nothing about it
         return None
 
     def around(self, path: str) -> Rule | None:
@@ -139,8 +147,9 @@ def plan_filesystem(
     planner.read_entries()
     planner.protect_metadata()
     for path in hidden_paths:
-        if planner.rules.is_writable(path):
-            planner.rules.add(Rule(path, Access.DENY, "the registry of placeholders"))
+        resolved = resolve(path)
+        if planner.rules.is_writable(resolved.real):
+            planner.add_rule(Rule(resolved.real, Access.DENY, "the registry of placeholders"), resolved)
     return planner.plan()
 
 
@@ -176,8 +185,7 @@ class _Planner:
         if entry.special == ":minimal":
             return [(path, f"{word} :minimal") for path in MINIMAL_PATHS if os.path.lexists(path)]
         if entry.special == ":workspace_roots":
-            path = os.path.join(self.cwd, entry.subpath) if entry.subpath else self.cwd
-            return [(path, f"{word} {entry.location}")]
+            return [(f"{self.cwd}/{entry.subpath}", f"{word} {entry.location}")]
         if entry.special == ":slash_tmp":
             return [("/tmp", f"{word} :slash_tmp")]  # noqa: S108 - the policy names it
         directory = self.environment.get("TMPDIR", "")
@@ -186,13 +194,12 @@ class _Planner:
     def read_path(self, path: str, entry: FilesystemEntry, reason: str) -> None:
         resolved = resolve(path, self.absent)
         self.refuse_kernel_filesystems(path, resolved.real, entry.access)
-        if resolved.missing is not None:
-            if entry.access is Access.WRITE and entry.must_exist:
+        if entry.access is Access.WRITE:
+            is_implied = entry.special in IMPLIED_LOCATIONS
+            if resolved.missing is not None and entry.must_exist and not is_implied:
                 raise PolicyError(f"writable root {path!r} does not exist; create it, or leave it out of the policy")
-            if entry.access is Access.WRITE:
+            if resolved.missing is not None or (is_implied and not os.path.isdir(resolved.real)):
                 return
-        elif entry.access is Access.WRITE and not entry.must_exist and not os.path.isdir(resolved.real):
-            return
         self.add_rule(Rule(resolved.real, entry.access, reason), resolved)
 
     def refuse_kernel_filesystems(self, path: str, real: str, access: Access) -> None:
@@ -236,10 +243,13 @@ class _Planner:
         content = _read_regular_file(git_file)
         if not content.startswith(b"gitdir:"):
             return
-        pointer = os.fsdecode(content.removeprefix(b"gitdir:").strip(b" \r\n"))
-        if not pointer or "\0" in pointer:
+        pointer = content.removeprefix(b"gitdir:").strip(b" \r\n")
+        if not pointer or b"\0" in pointer:
             return
-        resolved = resolve(os.path.join(root.path, pointer), self.absent)
+        target = os.path.join(os.fsencode(root.path), pointer)
+        if len(target) > LONGEST_PATH or any(len(part) > LONGEST_NAME for part in target.split(b"/")):
+            return  # nothing can have this name, neither for git nor for the command
+        resolved = resolve(os.fsdecode(target), self.absent)
         if resolved.real not in explicit:
             self.add_rule(Rule(resolved.real, Access.READ, f"git directory of {reason}"), resolved)
 
@@ -290,7 +300,8 @@ class _Planner:
                 standing = self.rules.by_path.get(directory)
                 if standing is not None and standing.access is not self.inherited(directory):
                     break  # a mount point already, and what is above it is not writable
-                if os.path.isdir(directory):
+                # A file counts: where one stands for a directory, the path below it can come into being.
+                if os.path.exists(directory) and directory not in self.absent:
                     held.setdefault(directory, reason)
         return held
 
@@ -317,7 +328,9 @@ class _Planner:
                 self.cover_missing(self.missing[rule.path], rule)
             return []
         if rule.access is Access.WRITE:
-            self.add(OperationKind.BIND, rule.path, rule.reason, rule.path)
+            # A device opens only on a mount without nodev.
+            kind = OperationKind.DEVICE_BIND if is_below(rule.path, "/dev") else OperationKind.BIND
+            self.add(kind, rule.path, rule.reason, rule.path)
             return []
         if rule.access is Access.READ:
             self.add(OperationKind.READ_ONLY_BIND, rule.path, rule.reason, rule.path)
@@ -334,8 +347,17 @@ class _Planner:
     def cover_missing(self, missing: str, rule: Rule) -> None:
         """Covers the first missing component of a path that must not come into being."""
         directory = os.path.dirname(missing)
-        if missing in self.placeholders or not os.access(directory, os.W_OK):
-            return  # who cannot write here could not make it inside either
+        if missing in self.placeholders or not os.path.isdir(directory):
+            return  # a file where a directory should be is held in its place
+        if not os.access(directory, os.W_OK):
+            # Who cannot write here could not make it inside either; but an owner could make the directory writable.
+            is_owner = os.stat(directory).st_uid == os.geteuid()
+            if is_owner and not os.statvfs(directory).f_flag & os.ST_RDONLY:
+                raise PolicyError(
+                    f"cannot keep {missing!r} from being made ({rule.reason}): its directory is yours but not "
+                    f"writable; chmod u+w {directory!r}"
+                )
+            return
         is_symlink = os.path.basename(missing) == ".git"
         self.placeholders[missing] = Placeholder(missing, is_symlink)
         reason = f"missing, and must stay so: {rule.reason}"

@@ -38,6 +38,8 @@ def resolve(path: str, absent: frozenset[str] = frozenset()) -> ResolvedPath:
     while pending:
         part = pending.pop()
         if part == "..":
+            # Out again of what does not exist, the path leads where its words say.
+            missing = None if current == missing else missing
             current = os.path.dirname(current)
             continue
         here = current.rstrip("/") + "/" + part

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["Claim", "Command", "pack_spec"]
 
 _MAGIC = 0x31574250
-_BUBBLEWRAP, _REFUSE_CAPABILITIES, _NO_NEW_PRIVS, _PROCESS_GROUP = 1, 2, 4, 8
+_BUBBLEWRAP, _REFUSE_CAPABILITIES, _NO_NEW_PRIVS, _PROCESS_GROUP, _TERMINAL = 1, 2, 4, 8, 16
 
-_HEADER = Struct("=IIIiiiQQ")
+_HEADER = Struct("=IIIiiiQQQ")
 _SECTION = Struct("=III")
 _LANDLOCK_RULE = Struct("=QII")
 _RESOURCE_LIMIT = Struct("=IIQQ")
@@ -30,12 +30,21 @@ _SECTION_COUNT = 11
 
 
 class Command(NamedTuple):
-    """What is executed: *executable* (searched along the PATH of *environment*) with *argv*, in *cwd*."""
+    """What is executed, and what it is given.
+
+    *executable* is searched along the PATH of *environment*. *inherited_fds* keep their numbers. *resource_limits*
+    are (RLIMIT number, soft, hard) triples. The sandbox is ended when it has run for *wall_time* seconds. *terminal*
+    makes the standard input, which must be one, the controlling terminal.
+    """
 
     executable: str
     argv: tuple[str, ...]
     cwd: str
     environment: Mapping[str, str]
+    inherited_fds: tuple[int, ...] = ()
+    resource_limits: tuple[tuple[int, int, int], ...] = ()
+    wall_time: float | None = None
+    terminal: bool = False
 
 
 class Claim(NamedTuple):
@@ -73,13 +82,11 @@ def pack_spec(
     setup_socket: int = -1,
     exit_socket: int = -1,
     owner_pidfd: int = -1,
-    inherited_fds: Sequence[int] = (),
-    resource_limits: Sequence[tuple[int, int, int]] = (),
     claims: Sequence[Claim] = (),
     process_group: bool = True,
     refuse_capabilities: bool = False,
 ) -> bytes:
-    """Packs everything that the C side needs. *resource_limits* are (RLIMIT number, soft, hard) triples.
+    """Packs everything that the C side needs.
 
     *process_group* makes the command lead one of its own. *refuse_capabilities* fails the launch when the stage
     finds a capability, as is always done under bubblewrap, where none can be left.
@@ -104,6 +111,8 @@ def pack_spec(
         flags |= _NO_NEW_PRIVS
     if uses_bubblewrap or refuse_capabilities:
         flags |= _REFUSE_CAPABILITIES
+    if command.terminal:
+        flags |= _TERMINAL
 
     strings = _Strings()
     landlock = plan.landlock
@@ -130,25 +139,14 @@ def pack_spec(
         (seccomp_filter, len(seccomp_filter) // _FILTER_INSTRUCTION_SIZE),
         (b"".join(landlock_rules), len(landlock_rules)),
         (
-            b"".join(_RESOURCE_LIMIT.pack(number, 0, soft, hard) for number, soft, hard in resource_limits),
-            len(resource_limits),
+            b"".join(_RESOURCE_LIMIT.pack(number, 0, soft, hard) for number, soft, hard in command.resource_limits),
+            len(command.resource_limits),
         ),
-        (b"".join(_INHERITED_FD.pack(fd) for fd in inherited_fds), len(inherited_fds)),
+        (b"".join(_INHERITED_FD.pack(fd) for fd in command.inherited_fds), len(command.inherited_fds)),
         _joined(plan.pinned_symlinks),
         (b"".join(placeholders), len(placeholders)),
         (bytes(strings.content), 0),
     ]
-    return _assemble(flags, setup_socket, exit_socket, owner_pidfd, plan, sections)
-
-
-def _assemble(
-    flags: int,
-    setup_socket: int,
-    exit_socket: int,
-    owner_pidfd: int,
-    plan: SandboxPlan,
-    sections: list[tuple[bytes, int]],
-) -> bytes:
     header_size = _HEADER.size + _SECTION_COUNT * _SECTION.size
     header_size += -header_size % 8
     body = bytearray()
@@ -157,7 +155,6 @@ def _assemble(
         body += bytes(-len(body) % 8)
         directory += _SECTION.pack(header_size + len(body), len(content), count)
         body += content
-    landlock = plan.landlock
     header = _HEADER.pack(
         _MAGIC,
         header_size + len(body),
@@ -165,6 +162,7 @@ def _assemble(
         setup_socket,
         exit_socket,
         owner_pidfd,
+        0 if command.wall_time is None else max(1, round(command.wall_time * 1000)),
         landlock.filesystem if landlock else 0,
         landlock.scoped if landlock else 0,
     )

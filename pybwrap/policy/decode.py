@@ -366,7 +366,10 @@ def _special_location(value: Value) -> str | None:
     location = _SPECIAL_LOCATION[kind]
     subpath = fields["subpath"].expect(str, "a string") if "subpath" in fields else None
     if subpath:
-        location += "/" + subpath.strip("/")
+        if subpath.startswith("/"):
+            fields["subpath"].refuse(f"path {subpath!r}: must be relative")
+            return None
+        location += "/" + subpath.rstrip("/")
         try:
             check_location(location)
         except PolicyError as error:

@@ -1,0 +1,589 @@
+"""`subprocess`, sandboxed: the same names, parameters and habits, and a policy."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import selectors
+import signal
+import subprocess
+import threading
+import time
+import warnings
+from subprocess import DEVNULL, PIPE, STDOUT, CalledProcessError, TimeoutExpired
+from typing import TYPE_CHECKING, Any
+
+from pybwrap.errors import PolicyError, UnsupportedHostError
+from pybwrap.launch import host, placeholders, proc_fallback
+from pybwrap.launch.limits import Limits
+from pybwrap.launch.process import ExecError, SandboxedProcess, launch
+from pybwrap.launch.result import CompletedProcess, Enforced, Outcome, Usage
+from pybwrap.plan.sandbox import Engine, NetworkMode, SandboxPlan, plan_sandbox
+from pybwrap.plan.spec import Command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from types import TracebackType
+    from typing import IO, Self
+
+    from pybwrap.policy import PermissionProfile, SandboxPolicy
+
+    Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+    Arguments = Path | Sequence[Path]
+
+__all__ = ["DEVNULL", "PIPE", "STDOUT", "CalledProcessError", "Popen", "TimeoutExpired", "check_output", "run"]
+
+CORE_ENVIRONMENT = ("PATH", "SHELL", "TMPDIR", "TEMP", "TMP", "HOME", "LANG", "LOGNAME", "USER", "TERM", "TZ")
+"""What a command gets of this process's environment when `env` is not given, and every `LC_*`. No secrets."""
+
+_CHUNK = 64 * 1024
+_PIPE_BUF = 4096
+"""As many bytes as a writable pipe takes without blocking (pipe(7))."""
+
+
+def core_environment() -> dict[str, str]:
+    """The part of this process's environment that a command needs and that holds no secrets."""
+    return {name: value for name, value in os.environ.items() if name in CORE_ENVIRONMENT or name.startswith("LC_")}
+
+
+class Popen:
+    """A command in a sandbox, as `subprocess.Popen` is a command without.
+
+    *policy* is a `SandboxPolicy` or a `PermissionProfile`, resolved against *cwd*. The environment comes only from
+    *env*; None gives `core_environment()`, so that no secret goes in unasked. *pass_fds* keep their numbers and
+    nothing else is inherited. *pty* gives the command a terminal of its own: reads and writes go through `stdin` and
+    `stdout`, which are its other end. *limits* bound what it may use. *require* names layers ("userns", "netns",
+    "seccomp", "landlock", "fresh_proc") that must be in force. *allow_nested_sandboxes* lets it build its own.
+
+    Raises what `subprocess.Popen` raises for the command and *cwd* (`FileNotFoundError`, `PermissionError`),
+    `PolicyError` for the policy, `UnsupportedHostError` for a required layer that this machine lacks, `SetupError`
+    when the sandbox cannot be built. Nothing has been run then.
+
+    The sandbox ends with the process that owns it, however that ends; not with the thread that started it.
+    """
+
+    stdin: IO[Any] | None = None
+    stdout: IO[Any] | None = None
+    stderr: IO[Any] | None = None
+    _process: SandboxedProcess | None = None
+
+    def __init__(
+        self,
+        args: Arguments,
+        bufsize: int = -1,
+        executable: Path | None = None,
+        stdin: int | IO[Any] | None = None,
+        stdout: int | IO[Any] | None = None,
+        stderr: int | IO[Any] | None = None,
+        *,
+        policy: SandboxPolicy | PermissionProfile,
+        shell: bool = False,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        universal_newlines: bool | None = None,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        pass_fds: Iterable[int] = (),
+        pty: bool = False,
+        limits: Limits | None = None,
+        require: Iterable[str] = (),
+        allow_nested_sandboxes: bool = False,
+    ) -> None:
+        if text is not None and universal_newlines is not None and bool(text) != bool(universal_newlines):
+            raise subprocess.SubprocessError("cannot disambiguate text and universal_newlines: both are given")
+        self.args = args
+        self.returncode: int | None = None
+        self.encoding = encoding
+        self.errors = errors
+        self.text_mode = bool(encoding or errors or text or universal_newlines)
+        self.limits = Limits() if limits is None else limits
+        self.outcome: Outcome | None = None
+        self.usage: Usage | None = None
+        self._kill_reason: Outcome | None = None
+        self._waitpid_lock = threading.Lock()
+        self._captured: dict[IO[Any], list[bytes]] = {}
+        self._captured_size = 0
+        self._input: memoryview = memoryview(b"")
+        self._communicating = False
+
+        command = _command(args, executable, cwd, env, pass_fds, self.limits, shell=shell, terminal=pty)
+        plan = _plan(policy, command, allow_nested_sandboxes=allow_nested_sandboxes)
+        _check_requirements(plan, frozenset(require))
+        with _Streams(stdin, stdout, stderr, pty=pty) as streams:
+            self._started = time.monotonic()
+            try:
+                self._process = launch(plan, command, streams=streams.childs)
+            except ExecError as error:
+                raise _subprocess_error(error, command) from None
+            self._open_streams(streams, bufsize)
+        self.enforced = _enforced(self._process.plan)
+        _check_fresh_proc(self, frozenset(require))
+
+    # --- The same as subprocess ---------------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        """The monitor's pid on this machine; the command's own is the sandbox's business."""
+        return self._sandbox.pid
+
+    @property
+    def pidfd(self) -> int:
+        """A pidfd of the monitor: readable when the sandbox has ended. Closed by `wait` and `poll` then."""
+        return self._sandbox.pidfd
+
+    @property
+    def _sandbox(self) -> SandboxedProcess:
+        if self._process is None:
+            raise ValueError("the command was not started")
+        return self._process
+
+    def poll(self) -> int | None:
+        """The return code if the command has ended, else None."""
+        if self.returncode is None and self._waitpid_lock.acquire(blocking=False):
+            try:
+                self._take_end(timeout=0)
+            finally:
+                self._waitpid_lock.release()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Waits until nothing of the sandbox is left. Negative for a signal. Raises `TimeoutExpired`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.returncode is None and (left := _left_until(deadline)) != 0:
+            # Another thread may be waiting for the same end.
+            if self._waitpid_lock.acquire(timeout=-1 if left is None else left):
+                try:
+                    if self.returncode is None:
+                        self._take_end(_left_until(deadline))
+                finally:
+                    self._waitpid_lock.release()
+        code = self.poll()
+        if code is None:
+            raise TimeoutExpired(self.args, timeout or 0.0)
+        return code
+
+    def _take_end(self, timeout: float | None) -> None:
+        ended = self._sandbox.wait(timeout)
+        if ended is None:
+            return
+        wall_time = time.monotonic() - self._started
+        if ended.wait_status is None:
+            code = -signal.SIGKILL
+            outcome = self._kill_reason or (Outcome.TIMED_OUT if ended.timed_out else Outcome.KILLED)
+        else:
+            code = os.waitstatus_to_exitcode(ended.wait_status)
+            outcome = Outcome.EXITED if code >= 0 else Outcome.SIGNALED
+            if code == -signal.SIGXCPU and self.limits.cpu_time is not None:
+                outcome = Outcome.CPU_LIMIT
+            if self._kill_reason is Outcome.OUTPUT_LIMIT:
+                outcome = Outcome.OUTPUT_LIMIT  # it ended by itself while it was being ended
+        self.outcome = outcome
+        used = ended.usage
+        self.usage = Usage(wall_time=wall_time) if used is None else Usage(*used[:2], wall_time, *used[2:])
+        self.returncode = code
+
+    def send_signal(self, sig: int) -> None:
+        """Sends a signal to the command, which may have a handler for it. Does nothing when it has ended."""
+        if self.poll() is None:
+            self._sandbox.send_signal(sig)
+
+    def terminate(self) -> None:
+        """Sends SIGTERM to the command."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Ends the whole sandbox at once: no process of it survives."""
+        self._end(Outcome.KILLED)
+
+    def _end(self, reason: Outcome) -> None:
+        if self.returncode is None:
+            self._kill_reason = self._kill_reason or reason
+            self._sandbox.kill()
+
+    def communicate(
+        self,
+        input: bytes | str | None = None,  # noqa: A002 - subprocess's name
+        timeout: float | None = None,
+    ) -> tuple[Any, Any]:
+        """Writes *input*, reads until the ends of stdout and stderr, and waits. As `subprocess.Popen.communicate`.
+
+        More output than `limits.output` ends the sandbox; what was read until then is returned. Raises
+        `TimeoutExpired`; nothing is lost then and the call can be repeated.
+        """
+        if self._communicating and input:
+            raise ValueError("Cannot send input after starting communication")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if not self._communicating:
+            self._communicating = True
+            self._prepare_communication(input)
+        try:
+            self._exchange(deadline)
+            self.wait(_left_until(deadline))
+        except TimeoutExpired:
+            raise TimeoutExpired(
+                self.args, timeout or 0.0, self._output(self.stdout), self._output(self.stderr)
+            ) from None
+        return self._text(self._output(self.stdout)), self._text(self._output(self.stderr))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for stream in (self.stdout, self.stderr):
+            if stream:
+                stream.close()
+        try:
+            if self.stdin:
+                self.stdin.close()
+        finally:
+            self.wait()
+
+    def __del__(self) -> None:
+        if self._process is not None and self.returncode is None:
+            message = f"sandboxed process {self._process.pid} is still running"
+            warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: returncode: {self.returncode} args: {self.args!r}>"
+
+    # --- Streams ------------------------------------------------------------------------------------------------
+
+    def _open_streams(self, streams: _Streams, bufsize: int) -> None:
+        line_buffering = False
+        if bufsize == 1:
+            bufsize, line_buffering = -1, True
+        for name, mode in (("stdin", "wb"), ("stdout", "rb"), ("stderr", "rb")):
+            fd = streams.take(name)
+            if fd is None:
+                continue
+            stream: IO[Any] = open(fd, mode, bufsize)  # noqa: SIM115 - belongs to this object
+            if self.text_mode:
+                stream = io.TextIOWrapper(
+                    stream,
+                    encoding=self.encoding,
+                    errors=self.errors,
+                    line_buffering=line_buffering and name == "stdin",
+                    write_through=line_buffering and name == "stdin",
+                )
+            setattr(self, name, stream)
+
+    def _prepare_communication(self, given: bytes | str | None) -> None:
+        if isinstance(given, str):
+            if not self.text_mode:
+                raise TypeError("a bytes-like object is required, not 'str': open the process in text mode")
+            given = given.replace("\n", os.linesep).encode(self.encoding or "utf-8", self.errors or "strict")
+        self._input = memoryview(given or b"").cast("B")
+        if self.stdin and not self.stdin.closed:
+            _ignoring_broken_pipe(self.stdin.flush)
+            if not self._input:
+                _ignoring_broken_pipe(self.stdin.close)
+        for stream in (self.stdout, self.stderr):
+            if stream and not stream.closed:
+                self._captured[stream] = []
+
+    def _exchange(self, deadline: float | None) -> None:
+        """Moves bytes until all streams are at their end. Raises `TimeoutExpired`."""
+        with selectors.PollSelector() as selector:
+            if self.stdin and not self.stdin.closed and self._input:
+                selector.register(self.stdin, selectors.EVENT_WRITE)
+            for stream in self._captured:
+                if not stream.closed:
+                    selector.register(stream, selectors.EVENT_READ)
+            while selector.get_map():
+                left = _left_until(deadline)
+                if left == 0:
+                    raise TimeoutExpired(self.args, 0)
+                for key, _ in selector.select(left):
+                    if key.fileobj is self.stdin:
+                        self._write_some(selector)
+                    else:
+                        self._read_some(selector, key)
+
+    def _read_some(self, selector: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
+        stream: Any = key.fileobj
+        chunk = _read_chunk(key.fd)
+        if not chunk:
+            selector.unregister(stream)
+            stream.close()
+            return
+        if self.limits.output is not None:
+            room = self.limits.output - self._captured_size
+            if len(chunk) > room:
+                chunk = chunk[:room]
+                self._end(Outcome.OUTPUT_LIMIT)
+        self._captured_size += len(chunk)
+        self._captured[stream].append(chunk)
+
+    def _write_some(self, selector: selectors.BaseSelector) -> None:
+        assert self.stdin is not None  # noqa: S101 - it was registered
+        try:
+            self._input = self._input[os.write(self.stdin.fileno(), self._input[:_PIPE_BUF]) :]
+        except BrokenPipeError:
+            self._input = memoryview(b"")
+        if not self._input:
+            selector.unregister(self.stdin)
+            _ignoring_broken_pipe(self.stdin.close)
+
+    def _output(self, stream: IO[Any] | None) -> bytes | None:
+        return b"".join(self._captured[stream]) if stream is not None and stream in self._captured else None
+
+    def _text(self, data: bytes | None) -> bytes | str | None:
+        if data is None or not self.text_mode:
+            return data
+        text = data.decode(self.encoding or "utf-8", self.errors or "strict")
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _left_until(deadline: float | None) -> float | None:
+    """Seconds until a time of the monotonic clock, 0 when it has passed; None for no deadline."""
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def _read_chunk(fd: int) -> bytes:
+    try:
+        return os.read(fd, _CHUNK)
+    except OSError as error:
+        if error.errno == errno.EIO:  # how a terminal says that nobody holds its other end (pty(7))
+            return b""
+        raise
+
+
+def _ignoring_broken_pipe(action: Any) -> None:  # noqa: ANN401 - flush or close of any stream
+    try:
+        action()
+    except BrokenPipeError:
+        pass
+
+
+class _Streams:
+    """The command's standard streams: what goes to it, and what stays here as the other ends of pipes."""
+
+    def __init__(
+        self,
+        stdin: int | IO[Any] | None,
+        stdout: int | IO[Any] | None,
+        stderr: int | IO[Any] | None,
+        *,
+        pty: bool,
+    ) -> None:
+        self._mine: dict[str, int] = {}
+        self._theirs: list[int] = []
+        if pty and (stdin, stdout, stderr) != (None, None, None):
+            raise ValueError("pty=True brings all three standard streams: give none of them")
+        try:
+            if pty:
+                self.childs = self._terminal()
+            else:
+                child_in = self._child_end("stdin", stdin, 0)
+                child_out = self._child_end("stdout", stdout, 1)
+                child_err = child_out if stderr == STDOUT else self._child_end("stderr", stderr, 2)
+                self.childs = (child_in, child_out, child_err)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _terminal(self) -> tuple[int, int, int]:
+        master, slave = os.openpty()
+        self._theirs.append(slave)
+        self._mine["stdout"] = master
+        self._mine["stdin"] = os.dup(master)
+        return slave, slave, slave
+
+    def _child_end(self, name: str, given: int | IO[Any] | None, number: int) -> int:
+        if given is None:
+            return number
+        if isinstance(given, int):
+            if given == PIPE:
+                reading, writing = os.pipe()
+                mine, theirs = (writing, reading) if number == 0 else (reading, writing)
+                self._mine[name] = mine
+                self._theirs.append(theirs)
+                return theirs
+            if given == DEVNULL:
+                fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+                self._theirs.append(fd)
+                return fd
+            if given == STDOUT:
+                raise ValueError("STDOUT can only be used for stderr")
+            return given
+        return given.fileno()
+
+    def take(self, name: str) -> int | None:
+        """Hands this side's end of a stream to the caller."""
+        return self._mine.pop(name, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for fd in (*self._theirs, *self._mine.values()):
+            os.close(fd)
+        self._theirs.clear()
+        self._mine.clear()
+
+
+def run(
+    args: Arguments,
+    *,
+    input: bytes | str | None = None,  # noqa: A002 - subprocess's name
+    capture_output: bool = False,
+    timeout: float | None = None,
+    check: bool = False,
+    **kwargs: Any,  # noqa: ANN401 - Popen's
+) -> CompletedProcess[Any]:
+    """Runs a command in a sandbox, waits for it and returns what it came to, as `subprocess.run` does.
+
+    Further parameters are `Popen`'s. Raises `TimeoutExpired` (with the output so far; the sandbox has ended),
+    `CalledProcessError` with *check*, and what `Popen` raises.
+    """
+    if input is not None:
+        if kwargs.get("stdin") is not None:
+            raise ValueError("stdin and input arguments may not both be used.")
+        kwargs["stdin"] = PIPE
+    if capture_output:
+        if kwargs.get("stdout") is not None or kwargs.get("stderr") is not None:
+            raise ValueError("stdout and stderr arguments may not be used with capture_output.")
+        kwargs["stdout"] = kwargs["stderr"] = PIPE
+    with Popen(args, **kwargs) as process:
+        try:
+            stdout, stderr = process.communicate(input, timeout=timeout)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+    returncode = process.wait()
+    if check and returncode:
+        raise CalledProcessError(returncode, process.args, output=stdout, stderr=stderr)
+    return CompletedProcess(
+        process.args,
+        returncode,
+        stdout,
+        stderr,
+        outcome=process.outcome or Outcome.EXITED,
+        usage=process.usage,
+        enforced=process.enforced,
+    )
+
+
+def check_output(args: Arguments, *, timeout: float | None = None, **kwargs: Any) -> Any:  # noqa: ANN401 - as subprocess
+    """What a command wrote to stdout; raises `CalledProcessError` if it failed. As `subprocess.check_output`."""
+    if "stdout" in kwargs or "check" in kwargs:
+        raise ValueError("stdout and check arguments not allowed, they will be overridden.")
+    return run(args, stdout=PIPE, timeout=timeout, check=True, **kwargs).stdout
+
+
+# --- From parameters to a plan ----------------------------------------------------------------------------------
+
+
+def _command(
+    args: Arguments,
+    executable: Path | None,
+    cwd: Path | None,
+    env: Mapping[str, str] | None,
+    pass_fds: Iterable[int],
+    limits: Limits,
+    *,
+    shell: bool,
+    terminal: bool,
+) -> Command:
+    if isinstance(args, (str, bytes, os.PathLike)):
+        argv = ["/bin/sh", "-c", os.fsdecode(args)] if shell else [os.fsdecode(args)]
+    else:
+        argv = ["/bin/sh", "-c", *map(os.fsdecode, args)] if shell else [os.fsdecode(word) for word in args]
+    if not argv:
+        raise ValueError("args must not be empty")
+    directory = os.getcwd() if cwd is None else os.path.abspath(os.fsdecode(cwd))
+    if not os.path.isdir(directory):
+        number = errno.ENOTDIR if os.path.lexists(directory) else errno.ENOENT
+        raise OSError(number, os.strerror(number), os.fsdecode(cwd or directory))
+    environment = core_environment() if env is None else {os.fsdecode(k): os.fsdecode(v) for k, v in env.items()}
+    for name in environment:
+        if not name or "=" in name:
+            raise ValueError("illegal environment variable name")
+    environment["PWD"] = directory
+    if any("\0" in text for text in (*argv, directory, *environment, *environment.values())):
+        raise ValueError("embedded null byte")
+    return Command(
+        argv[0] if executable is None else os.fsdecode(executable),
+        tuple(argv),
+        directory,
+        environment,
+        tuple(sorted({fd for fd in pass_fds if fd > 2})),  # noqa: PLR2004 - the standard streams go in anyway
+        limits.resource_limits(),
+        limits.wall_time,
+        terminal,
+    )
+
+
+def _plan(policy: SandboxPolicy | PermissionProfile, command: Command, *, allow_nested_sandboxes: bool) -> SandboxPlan:
+    profile = policy.to_profile() if hasattr(policy, "to_profile") else policy
+    return plan_sandbox(
+        profile,
+        policy_cwd=command.cwd,
+        environment=command.environment,
+        landlock_abi=host.landlock_abi(),
+        allow_nested_sandboxes=allow_nested_sandboxes,
+        hidden_paths=(placeholders.registry_directory(),),
+        standing_placeholders=placeholders.reclaim(),
+    )
+
+
+def _subprocess_error(error: ExecError, command: Command) -> OSError:
+    """The exception that subprocess raises for this errno, FileNotFoundError for example."""
+    number = error.errno or errno.ENOENT
+    return OSError(number, os.strerror(number), command.executable)
+
+
+REQUIREMENTS = ("userns", "netns", "seccomp", "landlock", "fresh_proc", "cgroup")
+
+
+def _check_requirements(plan: SandboxPlan, required: frozenset[str]) -> None:
+    """Raises before anything runs when a required layer is not part of the plan."""
+    unknown = required.difference(REQUIREMENTS)
+    if unknown:
+        raise PolicyError(f"require: unknown layer {', '.join(sorted(unknown))}; known: {', '.join(REQUIREMENTS)}")
+    present = {
+        "userns": plan.engine is Engine.BUBBLEWRAP,
+        "netns": plan.engine is Engine.BUBBLEWRAP and plan.network is not NetworkMode.FULL,
+        "seccomp": plan.seccomp is not None,
+        "landlock": plan.landlock is not None,
+        "fresh_proc": plan.fresh_proc and not proc_fallback.is_refused(),
+        "cgroup": False,
+    }
+    missing = sorted(layer for layer in required if not present[layer])
+    if missing:
+        raise UnsupportedHostError(f"required but not to be had with this policy on this machine: {', '.join(missing)}")
+
+
+def _check_fresh_proc(process: Popen, required: frozenset[str]) -> None:
+    if "fresh_proc" in required and process.enforced.proc != "fresh":
+        process.kill()
+        process.wait()
+        raise UnsupportedHostError(f"required but not to be had: fresh_proc: {proc_fallback.reason()}")
+
+
+def _enforced(plan: SandboxPlan) -> Enforced:
+    namespaces: tuple[str, ...] = ()
+    degradations = []
+    if plan.engine is Engine.BUBBLEWRAP:
+        namespaces = ("user", "mount", "pid", "ipc", "uts", "cgroup")
+        if plan.network is not NetworkMode.FULL:
+            namespaces += ("net",)
+        if not plan.fresh_proc:
+            degradations.append(f"/proc is the machine's own: {proc_fallback.reason() or 'as asked for'}")
+        if plan.filesystem is not None and plan.landlock is None:
+            degradations.append("no Landlock layer: the kernel has none, or too old a one")
+    return Enforced(
+        plan.engine.value,
+        namespaces,
+        plan.network.value,
+        None if plan.seccomp is None else plan.seccomp.value,
+        0 if plan.landlock is None else plan.landlock.abi,
+        "fresh" if plan.fresh_proc else "host",
+        None,
+        tuple(degradations),
+    )
