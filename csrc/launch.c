@@ -24,12 +24,6 @@ launch_is_active(void)
     return launch.spec != NULL;
 }
 
-static bool
-is_monitor(void)
-{
-    return getpid() == launch.monitor_pid;
-}
-
 /* Removes a placeholder, unless another sandbox still needs it or it is not the object that was put there. */
 static void
 release_placeholder(const struct spec *spec, const struct spec_placeholder *placeholder)
@@ -80,7 +74,7 @@ void
 launch_fail(const struct status_record *failure)
 {
     status_send(launch.setup_socket >= 0 ? launch.setup_socket : launch.exit_socket, failure, -1);
-    if (is_monitor())
+    if (launch.role == ROLE_MONITOR)
         finish(NULL);
     _exit(1);
 }
@@ -187,6 +181,7 @@ run_stage_alone(const struct spec *spec)
     }
     if (child == 0) {
         struct status_record failure;
+        launch.role = ROLE_COMMAND;
         stage_execute(spec, launch.setup_socket, &failure);
         launch_fail(&failure);
     }
@@ -214,7 +209,7 @@ launch_run(const struct spec *spec)
 {
     launch.spec = spec;
     launch.step = STEP_ARGUMENTS;
-    launch.monitor_pid = getpid();
+    launch.role = ROLE_MONITOR;
     launch.setup_socket = spec->header->setup_socket;
     launch.exit_socket = spec->header->exit_socket;
 
@@ -233,7 +228,7 @@ launch_run(const struct spec *spec)
     }
 
     (void) bwrap_main(spec->bubblewrap_argument_count, spec->bubblewrap_arguments);
-    if (is_monitor())
+    if (launch.role == ROLE_MONITOR)
         finish(NULL);
     _exit(0);
 }

@@ -9,12 +9,16 @@
 #include <stdbool.h>
 #include <sys/types.h>
 
+/* Told from inside, not by pid: in a small container the monitor and the command may both be 2, each in its own
+ * namespace. */
+enum launch_role { ROLE_MONITOR, ROLE_INIT, ROLE_COMMAND };
+
 struct launch {
     const struct spec *spec; /* NULL: plain bubblewrap, every seam stands aside */
     enum setup_step step;    /* what is being done now, for the report if it fails */
-    pid_t monitor_pid;       /* this process's pid when the launch began */
-    pid_t init_pid;          /* the sandbox's init as the monitor sees it; without bubblewrap, the command */
-    pid_t command_pid;       /* the command as the sandbox's init sees it */
+    enum launch_role role;
+    pid_t init_pid;    /* the sandbox's init as the monitor sees it; without bubblewrap, the command */
+    pid_t command_pid; /* the command as the sandbox's init sees it */
     int setup_socket;
     int exit_socket;
     int monitor_alive[2]; /* a pipe whose write end only the monitor holds */

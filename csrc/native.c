@@ -23,11 +23,10 @@
 int
 run_bwrap_main(int argc, char **argv)
 {
-    pid_t caller = getpid();
     int status = bwrap_main(argc, argv);
 
     /* bubblewrap returns in the sandbox's init too, which must never see the host program again. */
-    if (getpid() != caller)
+    if (launch.role != ROLE_MONITOR)
         seam_exit(status);
     return status;
 }

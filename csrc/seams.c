@@ -132,17 +132,26 @@ seam_exit(int status)
     _exit(status);
 }
 
+static int
+clone_sandbox(unsigned long flags, void *child_stack)
+{
+    int pid = (int) syscall(__NR_clone, flags, child_stack);
+    if (pid == 0)
+        launch.role = ROLE_INIT;
+    return pid;
+}
+
 int
 raw_clone(unsigned long flags, void *child_stack)
 {
     if (!launch_is_active())
-        return (int) syscall(__NR_clone, flags, child_stack);
+        return clone_sandbox(flags, child_stack);
 
     launch.step = STEP_NAMESPACES;
     if (pipe2(launch.monitor_alive, O_CLOEXEC) != 0)
         die_with_error("pipe");
 
-    int pid = (int) syscall(__NR_clone, flags, child_stack);
+    int pid = clone_sandbox(flags, child_stack);
     if (pid == 0) {
         close(launch.monitor_alive[1]);
         launch.monitor_alive[1] = -1;
@@ -166,6 +175,8 @@ seam_fork(void)
     pid_t pid = fork();
     if (pid > 0)
         launch.command_pid = pid;
+    else if (pid == 0)
+        launch.role = ROLE_COMMAND;
     return pid;
 }
 
@@ -230,7 +241,7 @@ seam_prctl(int option, ...)
     if (launch_is_active() && option == PR_SET_PDEATHSIG) {
         /* The signal comes when the *thread* that started this process ends (PR_SET_PDEATHSIG(2const)); the
          * monitor watches a pidfd of the owning process instead. */
-        if (getpid() == launch.monitor_pid)
+        if (launch.role == ROLE_MONITOR)
             return 0;
         if (prctl(PR_SET_PDEATHSIG, arguments[0], 0, 0, 0) != 0)
             return -1;
@@ -241,7 +252,7 @@ seam_prctl(int option, ...)
         return 0;
     }
 
-    if (launch_is_active() && option == PR_SET_DUMPABLE && getpid() != launch.monitor_pid) {
+    if (launch_is_active() && option == PR_SET_DUMPABLE && launch.role != ROLE_MONITOR) {
         /* Upstream's last step before it goes on without privileges. The init must not be traced or read by the
          * command: it knows the owner's socket. The command becomes dumpable again when it is executed. */
         launch.step = STEP_WORKING_DIRECTORY;
@@ -294,7 +305,7 @@ is_kept_by_launch(int fd)
 {
     if (fd == launch.exit_socket || fd == launch.monitor_alive[0] || fd == launch.monitor_alive[1])
         return true;
-    if (getpid() != launch.monitor_pid)
+    if (launch.role != ROLE_MONITOR)
         return false;
     if (fd == launch.spec->header->owner_pidfd)
         return true;
