@@ -156,7 +156,10 @@ raw_clone(unsigned long flags, void *child_stack)
         close(launch.monitor_alive[1]);
         launch.monitor_alive[1] = -1;
         launch.step = (flags & CLONE_NEWNET) ? STEP_NETWORK : STEP_IDENTITY;
-    } else if (pid > 0) {
+    } else if (pid < 0) {
+        /* Upstream guesses at the reason in its text; the errno is what the owner can act on. */
+        die_with_error("creating the namespaces");
+    } else {
         launch.init_pid = pid;
         close(launch.monitor_alive[0]);
         launch.monitor_alive[0] = -1;

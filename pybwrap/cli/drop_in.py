@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     if not argv:
         raise PolicyError("no command was given; put it after the options: -- COMMAND [ARG...]")
     profile = _profile(values)
-    if "--sandbox-policy-cwd" not in values:
+    if not values.get("--sandbox-policy-cwd"):
         raise PolicyError("--sandbox-policy-cwd DIR is required: the directory that the policy is resolved against")
     cwd = values["--sandbox-policy-cwd"]
     proxy_only = "--allow-network-for-proxy" in switches

@@ -15,6 +15,7 @@ from stat import S_ISDIR, S_ISLNK
 from typing import TYPE_CHECKING
 
 from pybwrap.errors import SetupError
+from pybwrap.plan.filesystem import PLACEHOLDER_TARGET
 from pybwrap.plan.spec import Claim
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from pybwrap.plan.filesystem import Placeholder
 
 __all__ = ["PLACEHOLDER_TARGET", "claim", "reclaim", "registry_directory", "release"]
-
-PLACEHOLDER_TARGET = "/dev/null/pybwrap-placeholder"
-"""Where a placeholder symlink leads: below something that is not a directory, so that nothing can be made there."""
 
 _RETRIES = 100
 

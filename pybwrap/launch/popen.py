@@ -272,11 +272,7 @@ class Popen:
             setattr(self, name, stream)
 
     def _prepare_communication(self, given: bytes | str | None) -> None:
-        if isinstance(given, str):
-            if not self.text_mode:
-                raise TypeError("a bytes-like object is required, not 'str': open the process in text mode")
-            given = given.replace("\n", os.linesep).encode(self.encoding or "utf-8", self.errors or "strict")
-        self._input = memoryview(given or b"").cast("B")
+        self._input = memoryview(self._encoded(given) or b"").cast("B")
         if self.stdin and not self.stdin.closed:
             _ignoring_broken_pipe(self.stdin.flush)
             if not self._input:
@@ -310,6 +306,10 @@ class Popen:
             selector.unregister(stream)
             stream.close()
             return
+        self._capture(stream, chunk)
+
+    def _capture(self, stream: IO[Any], chunk: bytes) -> None:
+        """Keeps what was read, up to the limit; ends the sandbox that goes beyond."""
         if self.limits.output is not None:
             room = self.limits.output - self._captured_size
             if len(chunk) > room:
@@ -330,6 +330,13 @@ class Popen:
 
     def _output(self, stream: IO[Any] | None) -> bytes | None:
         return b"".join(self._captured[stream]) if stream is not None and stream in self._captured else None
+
+    def _encoded(self, given: bytes | str | None) -> bytes | None:
+        if not isinstance(given, str):
+            return given
+        if not self.text_mode:
+            raise TypeError("a bytes-like object is required, not 'str': open the process in text mode")
+        return given.replace("\n", os.linesep).encode(self.encoding or "utf-8", self.errors or "strict")
 
     def _text(self, data: bytes | None) -> bytes | str | None:
         if data is None or not self.text_mode:
@@ -440,14 +447,7 @@ def run(
     Further parameters are `Popen`'s. Raises `TimeoutExpired` (with the output so far; the sandbox has ended),
     `CalledProcessError` with *check*, and what `Popen` raises.
     """
-    if input is not None:
-        if kwargs.get("stdin") is not None:
-            raise ValueError("stdin and input arguments may not both be used.")
-        kwargs["stdin"] = PIPE
-    if capture_output:
-        if kwargs.get("stdout") is not None or kwargs.get("stderr") is not None:
-            raise ValueError("stdout and stderr arguments may not be used with capture_output.")
-        kwargs["stdout"] = kwargs["stderr"] = PIPE
+    use_pipes(kwargs, has_input=input is not None, capture_output=capture_output)
     with Popen(args, **kwargs) as process:
         try:
             stdout, stderr = process.communicate(input, timeout=timeout)
@@ -455,6 +455,29 @@ def run(
             process.kill()
             process.wait()
             raise
+    return completed(process, stdout, stderr, check=check)
+
+
+def use_pipes(kwargs: dict[str, Any], *, has_input: bool, capture_output: bool) -> None:
+    """Adds to the parameters of a `Popen` the pipes that *input* and *capture_output* of a `run` stand for."""
+    if has_input:
+        if kwargs.get("stdin") is not None:
+            raise ValueError("stdin and input arguments may not both be used.")
+        kwargs["stdin"] = PIPE
+    if capture_output:
+        if kwargs.get("stdout") is not None or kwargs.get("stderr") is not None:
+            raise ValueError("stdout and stderr arguments may not be used with capture_output.")
+        kwargs["stdout"] = kwargs["stderr"] = PIPE
+
+
+def completed(
+    process: Popen,
+    stdout: Any,  # noqa: ANN401 - bytes or str
+    stderr: Any,  # noqa: ANN401
+    *,
+    check: bool,
+) -> CompletedProcess[Any]:
+    """What a process that has ended came to. With *check*, raises `CalledProcessError` when that is a failure."""
     returncode = process.wait()
     if check and returncode:
         raise CalledProcessError(returncode, process.args, output=stdout, stderr=stderr)

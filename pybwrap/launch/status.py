@@ -141,7 +141,7 @@ def hang_up(exit_socket: int) -> None:
 
 _NAMESPACE_REMEDY = (
     "user namespaces are needed: check sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone and "
-    "kernel.apparmor_restrict_unprivileged_userns, or the container's seccomp profile"
+    "kernel.apparmor_restrict_unprivileged_userns, and the seccomp profile of a container; a chroot forbids them too"
 )
 _REMEDIES = {
     SetupStep.NAMESPACES: _NAMESPACE_REMEDY,

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
     from pybwrap.policy.profile import FilesystemEntry, PermissionProfile
 
-__all__ = ["FilesystemPlan", "Placeholder", "Rule", "plan_filesystem"]
+__all__ = ["PLACEHOLDER_TARGET", "FilesystemPlan", "Placeholder", "PrivateLayer", "Rule", "plan_filesystem"]
+
+PLACEHOLDER_TARGET = "/dev/null/pybwrap-placeholder"
+"""Where a placeholder symlink leads: below something that is not a directory, so that nothing can be made there."""
 
 MINIMAL_PATHS = (
     "/bin",
@@ -64,6 +67,20 @@ class Placeholder(NamedTuple):
 
     path: str
     is_symlink: bool
+
+
+class PrivateLayer(NamedTuple):
+    """What takes the writes to the working directory, so that they do not reach the host's.
+
+    *upper* and *work* are the two directories that an overlay needs of one filesystem, *empty* one that stands in for
+    a working directory that the policy does not let the command see. *files* are the paths in *upper*, relative to it,
+    that the command is to find.
+    """
+
+    upper: str
+    work: str
+    empty: str
+    files: tuple[str, ...]
 
 
 class FilesystemPlan(NamedTuple):
@@ -111,6 +128,10 @@ class _Rules:
         rule = self.deciding(path)
         return rule is not None and rule.access is Access.WRITE
 
+    def is_visible(self, path: str) -> bool:
+        rule = self.deciding(path)
+        return rule is not None and rule.access is not Access.DENY
+
     def in_order(self) -> list[Rule]:
         return sorted(self.by_path.values(), key=lambda rule: (components(rule.path), rule.path))
 
@@ -135,32 +156,42 @@ def plan_filesystem(
     *,
     hidden_paths: tuple[str, ...] = (),
     standing_placeholders: frozenset[str] = frozenset(),
+    private_layer: PrivateLayer | None = None,
 ) -> FilesystemPlan:
     """Decides the mounts for *profile*, resolved against *cwd* (a canonical directory) and `$TMPDIR`.
 
     *hidden_paths* are this package's own directories on the host, denied where the policy would expose them;
     *standing_placeholders* are what other sandboxes have put at missing paths, which counts as missing still.
+    *private_layer* is laid over *cwd*, whatever the policy opens there for writing.
 
     Raises `PolicyError` for what cannot be enforced as written.
     """
-    planner = _Planner(profile, cwd, environment, standing_placeholders)
+    planner = _Planner(profile, cwd, environment, standing_placeholders, private_layer)
     planner.read_entries()
+    planner.open_private_directory()
     planner.protect_metadata()
     for path in hidden_paths:
         resolved = resolve(path)
-        if planner.rules.is_writable(resolved.real):
-            planner.add_rule(Rule(resolved.real, Access.DENY, "the registry of placeholders"), resolved)
+        if planner.rules.is_visible(resolved.real):
+            planner.add_rule(Rule(resolved.real, Access.DENY, "what this package keeps for other sandboxes"), resolved)
     return planner.plan()
 
 
 class _Planner:
     def __init__(
-        self, profile: PermissionProfile, cwd: str, environment: Mapping[str, str], absent: frozenset[str]
+        self,
+        profile: PermissionProfile,
+        cwd: str,
+        environment: Mapping[str, str],
+        absent: frozenset[str],
+        private_layer: PrivateLayer | None,
     ) -> None:
         self.profile = profile
         self.cwd = cwd
         self.environment = environment
         self.absent = absent
+        self.private_layer = private_layer
+        self.lower = cwd  # what lies under the private layer
         self.rules = _Rules()
         self.guarded_links: dict[str, str] = {}  # symlinks that lead to what is not writable, and the reason
         self.granted_links: dict[str, str] = {}  # symlinks that lead to what is granted, and the reason
@@ -219,6 +250,42 @@ class _Planner:
             if rule.access is not Access.DENY:
                 self.granted_links.setdefault(link, rule.reason)
 
+    # --- The private working directory ------------------------------------------------------------------------
+
+    def is_private(self, path: str) -> bool:
+        """Whether what is written to *path* goes to the private layer."""
+        return self.private_layer is not None and is_below(path, self.cwd)
+
+    def open_private_directory(self) -> None:
+        """Makes the working directory writable, for the private layer will take the writes."""
+        if self.private_layer is None:
+            return
+        if self.cwd == "/":
+            raise PolicyError("files and collect need a working directory of their own, which / cannot be")
+        if not self.rules.is_visible(self.cwd):
+            rule = self.rules.deciding(self.cwd)
+            if rule is not None and rule.path != "/":
+                raise PolicyError(f"files and collect need the working directory {self.cwd!r}: {rule.reason}")
+            self.lower = self.private_layer.empty
+        self.rules.add(Rule(self.cwd, Access.WRITE, "private working directory"))
+
+    def place_private_layer(self) -> None:
+        layer = self.private_layer
+        assert layer is not None  # noqa: S101 - who calls this has looked
+        reason = "private working directory: writes do not reach the host"
+        self.operations.append(
+            Operation(OperationKind.OVERLAY, self.cwd, reason, self.lower, layers=(layer.upper, layer.work))
+        )
+
+    def refuse_covered_files(self) -> None:
+        """Raises `PolicyError` for a file that the command could not see, because something is mounted there."""
+        for name in self.private_layer.files if self.private_layer is not None else ():
+            path = f"{self.cwd}/{name}"
+            for operation in self.operations:
+                mount = operation.destination
+                if self.is_private(mount) and (path == mount or is_below(path, mount) or is_below(mount, path)):
+                    raise PolicyError(f"file {name!r} would be covered by {mount!r}: {operation.reason}")
+
     # --- What every writable root keeps to itself -------------------------------------------------------------
 
     def protect_metadata(self) -> None:
@@ -232,9 +299,14 @@ class _Planner:
             for name in self.profile.protected_names:
                 path = root.path.rstrip("/") + "/" + name
                 reason = f"protected name {name} of {root.reason}"
+                if root.path == self.cwd != self.lower:
+                    # Whatever the host has there, the command does not see it.
+                    if path not in explicit:
+                        self.add_rule(Rule(path, Access.READ, reason), ResolvedPath(path, path, ()))
+                    continue
                 resolved = resolve(path, self.absent)
                 if path not in explicit and resolved.real not in explicit:
-                    self.add_rule(Rule(resolved.real, Access.READ, reason), resolved)
+                    self.protect(Rule(resolved.real, Access.READ, reason), resolved)
                 if name == ".git":
                     self.protect_git_directory(root, path, reason, explicit)
 
@@ -251,7 +323,14 @@ class _Planner:
             return  # nothing can have this name, neither for git nor for the command
         resolved = resolve(os.fsdecode(target), self.absent)
         if resolved.real not in explicit:
-            self.add_rule(Rule(resolved.real, Access.READ, f"git directory of {reason}"), resolved)
+            self.protect(Rule(resolved.real, Access.READ, f"git directory of {reason}"), resolved)
+
+    def protect(self, rule: Rule, resolved: ResolvedPath) -> None:
+        """Takes a protection in: it makes what is writable read-only, and what is denied must not become readable."""
+        if self.rules.is_writable(rule.path):
+            self.add_rule(rule, resolved)
+        for link in resolved.links:
+            self.guarded_links.setdefault(link, rule.reason)
 
     # --- The mounts -------------------------------------------------------------------------------------------
 
@@ -262,6 +341,7 @@ class _Planner:
         # Covers are sealed last: until then, mount points for what is reopened below them can be made in them.
         self.operations += seals
         self.pin_symlinks()
+        self.refuse_covered_files()
         return FilesystemPlan(tuple(self.operations), tuple(self.placeholders.values()), tuple(self.rules.in_order()))
 
     def place_base(self) -> None:
@@ -296,6 +376,9 @@ class _Planner:
         guarded |= {link: reason for link, reason in self.guarded_links.items() if self.is_replaceable(link)}
         held: dict[str, str] = {}
         for path, reason in guarded.items():
+            # An overlay does not rename what has a lower layer (EXDEV), and what it holds is no rule's business.
+            if self.is_private(path):
+                continue
             for directory in ancestors(path)[:-1]:
                 standing = self.rules.by_path.get(directory)
                 if standing is not None and standing.access is not self.inherited(directory):
@@ -310,7 +393,9 @@ class _Planner:
         seals: list[Operation] = []
         for path in sorted({*self.rules.by_path, *held} - {"/", "/dev"}, key=lambda path: (components(path), path)):
             rule = self.rules.by_path.get(path)
-            if rule is not None and (rule.access is not self.inherited(path) or is_below(path, "/dev")):
+            if self.private_layer is not None and path == self.cwd:
+                self.place_private_layer()
+            elif rule is not None and (rule.access is not self.inherited(path) or is_below(path, "/dev")):
                 seals += self.place_rule(rule)
             elif path in held:
                 self.add(OperationKind.BIND, path, f"cannot be renamed, above: {held[path]}", path)
@@ -328,6 +413,11 @@ class _Planner:
                 self.cover_missing(self.missing[rule.path], rule)
             return []
         if rule.access is Access.WRITE:
+            if self.is_private(rule.path):
+                raise PolicyError(
+                    f"cannot keep writes to {rule.path!r} private ({rule.reason}): the policy closes a directory "
+                    "between it and the working directory"
+                )
             # A device opens only on a mount without nodev.
             kind = OperationKind.DEVICE_BIND if is_below(rule.path, "/dev") else OperationKind.BIND
             self.add(kind, rule.path, rule.reason, rule.path)
@@ -346,6 +436,9 @@ class _Planner:
 
     def cover_missing(self, missing: str, rule: Rule) -> None:
         """Covers the first missing component of a path that must not come into being."""
+        if self.is_private(missing):
+            self.cover_privately(missing, f"missing, and must stay so: {rule.reason}")
+            return
         directory = os.path.dirname(missing)
         if missing in self.placeholders or not os.path.isdir(directory):
             return  # a file where a directory should be is held in its place
@@ -366,11 +459,23 @@ class _Planner:
         else:
             self.add(OperationKind.READ_ONLY_BIND, missing, reason, missing)
 
+    def cover_privately(self, missing: str, reason: str) -> None:
+        """Makes a placeholder in the private layer, where nobody but the command will meet it."""
+        if any(operation.destination == missing for operation in self.operations):
+            return
+        if os.path.basename(missing) == ".git":
+            self.add(OperationKind.SYMLINK, missing, reason, PLACEHOLDER_TARGET)
+            self.add(OperationKind.PIN_SYMLINK, missing, reason)
+        else:
+            self.add(OperationKind.TMPFS, missing, reason)
+            self.add(OperationKind.REMOUNT_READ_ONLY, missing, reason)
+
     def remake_symlinks(self) -> None:
         """Makes the symlinks through which granted paths were named, where the view does not show the host's."""
         for link, reason in sorted(self.granted_links.items()):
             around = self.rules.deciding(link)
-            if around is None or around.access is Access.DENY:
+            is_emptied = self.is_private(link) and self.lower != self.cwd
+            if around is None or around.access is Access.DENY or is_emptied:
                 self.add(OperationKind.SYMLINK, link, f"leads to: {reason}", os.readlink(link))
 
     def is_replaceable(self, link: str) -> bool:

@@ -14,6 +14,7 @@ class OperationKind(Enum):
     READ_ONLY_BIND = "--ro-bind"
     BIND = "--bind"
     DEVICE_BIND = "--dev-bind"
+    OVERLAY = "--overlay"
     TMPFS = "--tmpfs"
     REMOUNT_READ_ONLY = "--remount-ro"
     DEVICES = "--dev"
@@ -24,16 +25,22 @@ class OperationKind(Enum):
 
 
 class Operation(NamedTuple):
-    """One step. *source* is what is bound, or a symlink's target; *permissions* are the mode bits of a tmpfs."""
+    """One step. *source* is what is bound, a symlink's target, or the lower directory of an overlay.
+
+    *permissions* are the mode bits of a tmpfs, *layers* the upper and the work directory of an overlay.
+    """
 
     kind: OperationKind
     destination: str
     reason: str
     source: str | None = None
     permissions: int | None = None
+    layers: tuple[str, str] | None = None
 
     def arguments(self) -> list[str]:
         """The words of bubblewrap's command line for this step."""
+        if self.layers is not None:
+            return ["--overlay-src", self.source or "", self.kind.value, *self.layers, self.destination]
         words = [] if self.permissions is None else ["--perms", f"{self.permissions:o}"]
         words.append(self.kind.value)
         if self.source is not None:

@@ -17,6 +17,7 @@ from pybwrap.policy.profile import Access, Enforcement, Network
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from pybwrap.plan.filesystem import PrivateLayer
     from pybwrap.policy.profile import PermissionProfile
 
 __all__ = ["Engine", "NetworkMode", "SandboxPlan", "plan_landlock", "plan_sandbox"]
@@ -98,11 +99,12 @@ def plan_sandbox(
     allow_nested_sandboxes: bool = False,
     hidden_paths: tuple[str, ...] = (),
     standing_placeholders: frozenset[str] = frozenset(),
+    private_layer: PrivateLayer | None = None,
 ) -> SandboxPlan:
     """Decides how *profile* is enforced, resolved against the directory *policy_cwd* and *environment*'s TMPDIR.
 
     *landlock_abi* is the kernel's (0: none). *proxy_only* overrides a profile that grants the network. *fresh_proc*
-    asks for a /proc of the sandbox's own. The last two are explained at `plan_filesystem`.
+    asks for a /proc of the sandbox's own. The last three are explained at `plan_filesystem`.
 
     Raises `PolicyError`.
     """
@@ -115,7 +117,10 @@ def plan_sandbox(
             environment,
             hidden_paths=hidden_paths,
             standing_placeholders=standing_placeholders,
+            private_layer=private_layer,
         )
+    elif private_layer is not None:
+        raise PolicyError("files and collect need a policy with filesystem rules: without them nothing can be kept apart")
     if filesystem is None and network is NetworkMode.FULL:
         return SandboxPlan(Engine.STAGE, (), None, network, None, None)
 
