@@ -311,19 +311,30 @@ class _Planner:
                     self.protect_git_directory(root, path, reason, explicit)
 
     def protect_git_directory(self, root: Rule, git_file: str, reason: str, explicit: frozenset[str]) -> None:
-        """A worktree's or submodule's `.git` is a file that points to the directory that git really uses."""
+        """A worktree's or submodule's `.git` is a file that points to the directory that git really uses.
+
+        A worktree's points on to the one that holds the configuration and the hooks (gitrepository-layout(5)).
+        """
         content = _read_regular_file(git_file)
         if not content.startswith(b"gitdir:"):
             return
-        pointer = content.removeprefix(b"gitdir:").strip(b" \r\n")
+        directory = self.follow_pointer(root.path, content.removeprefix(b"gitdir:"))
+        for resolved in (directory, directory and self.common_directory(directory.real)):
+            if resolved is not None and resolved.real not in explicit:
+                self.protect(Rule(resolved.real, Access.READ, f"git directory of {reason}"), resolved)
+
+    def common_directory(self, git_directory: str) -> ResolvedPath | None:
+        return self.follow_pointer(git_directory, _read_regular_file(f"{git_directory}/commondir"))
+
+    def follow_pointer(self, directory: str, content: bytes) -> ResolvedPath | None:
+        """Where a path in a file of git's leads, relative to *directory*; None where it can lead nowhere."""
+        pointer = content.strip(b" \r\n")
         if not pointer or b"\0" in pointer:
-            return
-        target = os.path.join(os.fsencode(root.path), pointer)
+            return None
+        target = os.path.join(os.fsencode(directory), pointer)
         if len(target) > LONGEST_PATH or any(len(part) > LONGEST_NAME for part in target.split(b"/")):
-            return  # nothing can have this name, neither for git nor for the command
-        resolved = resolve(os.fsdecode(target), self.absent)
-        if resolved.real not in explicit:
-            self.protect(Rule(resolved.real, Access.READ, f"git directory of {reason}"), resolved)
+            return None  # nothing can have this name, neither for git nor for the command
+        return resolve(os.fsdecode(target), self.absent)
 
     def protect(self, rule: Rule, resolved: ResolvedPath) -> None:
         """Takes a protection in: it makes what is writable read-only, and what is denied must not become readable."""

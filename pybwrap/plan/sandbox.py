@@ -71,8 +71,11 @@ class SandboxPlan(NamedTuple):
     def bubblewrap_options(self, cwd: str) -> list[str]:
         """Bubblewrap's options for this plan; the command starts in *cwd*."""
         options = ["--new-session", "--die-with-parent"]
+        sealing_root: list[str] = []
         for operation in self.operations:
-            if operation.kind is not OperationKind.PIN_SYMLINK:
+            if operation.kind is OperationKind.REMOUNT_READ_ONLY and operation.destination == "/":
+                sealing_root = operation.arguments()
+            elif operation.kind is not OperationKind.PIN_SYMLINK:
                 options += operation.arguments()
         # Always a user namespace: root in a container often lacks CAP_SYS_ADMIN, and as root it bounds what is held.
         options += ["--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
@@ -80,6 +83,7 @@ class SandboxPlan(NamedTuple):
             options.append("--unshare-net")
         if self.fresh_proc:
             options += ["--proc", "/proc"]
+        options += sealing_root  # only now: /proc needs a mount point in it
         options += ["--cap-drop", "ALL", "--chdir", cwd]
         return options
 
@@ -120,7 +124,9 @@ def plan_sandbox(
             private_layer=private_layer,
         )
     elif private_layer is not None:
-        raise PolicyError("files and collect need a policy with filesystem rules: without them nothing can be kept apart")
+        raise PolicyError(
+            "files and collect need a policy with filesystem rules: without them nothing can be kept apart"
+        )
     if filesystem is None and network is NetworkMode.FULL:
         return SandboxPlan(Engine.STAGE, (), None, network, None, None)
 
@@ -174,10 +180,10 @@ def plan_landlock(
 
 
 def _network_mode(profile: PermissionProfile, *, proxy_only: bool) -> NetworkMode:
-    if profile.enforcement is Enforcement.DISABLED:
-        return NetworkMode.FULL
     if proxy_only:
         return NetworkMode.PROXY_ONLY
+    if profile.enforcement is Enforcement.DISABLED:
+        return NetworkMode.FULL
     return NetworkMode.FULL if profile.network is Network.ENABLED else NetworkMode.ISOLATED
 
 
@@ -197,7 +203,7 @@ def _directory(path: str) -> str:
     """The canonical form of a directory that the policy is resolved against."""
     if "\0" in path:
         raise PolicyError(f"working directory {path!r}: contains a NUL byte")
-    resolved = resolve(os.path.abspath(path))
+    resolved = resolve(os.path.join(os.getcwd(), path))
     if resolved.missing is not None:
         raise PolicyError(f"working directory {path!r} does not exist")
     if not os.path.isdir(resolved.real):

@@ -58,6 +58,14 @@ class Claim(NamedTuple):
     registry_path: str
 
 
+def _encoded(text: str) -> bytes:
+    """The bytes of a string and the NUL that ends it. Raises `PolicyError` for one that would end earlier."""
+    encoded = os.fsencode(text)
+    if b"\0" in encoded:
+        raise PolicyError(f"{text!r}: contains a NUL byte, which no argument, variable or path can hold")
+    return encoded + b"\0"
+
+
 class _Strings:
     """NUL-terminated strings that structures refer to by offset."""
 
@@ -66,12 +74,12 @@ class _Strings:
 
     def add(self, text: str) -> int:
         offset = len(self.content)
-        self.content += os.fsencode(text) + b"\0"
+        self.content += _encoded(text)
         return offset
 
 
 def _joined(texts: Sequence[str]) -> tuple[bytes, int]:
-    return b"".join(os.fsencode(text) + b"\0" for text in texts), len(texts)
+    return b"".join(map(_encoded, texts)), len(texts)
 
 
 def pack_spec(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -99,11 +100,14 @@ class PermissionProfile:
             entries = None
         elif hasattr(filesystem, "items"):
             entries = tuple(
-                FilesystemEntry(location, _member(Access, access, f"access of {location!r}"))
+                FilesystemEntry(location, member_of(Access, access, f"access of {location!r}"))
                 for location, access in filesystem.items()
             )
         else:
-            entries = tuple(filesystem)
+            entries = tuple(
+                entry._replace(access=member_of(Access, entry.access, f"access of {entry.location!r}"))
+                for entry in filesystem
+            )
         for entry in entries or ():
             check_location(entry.location)
         names = tuple(protected_names)
@@ -113,7 +117,7 @@ class PermissionProfile:
         set_once = object.__setattr__
         set_once(self, "enforcement", enforcement)
         set_once(self, "filesystem", entries)
-        set_once(self, "network", _member(Network, network, "network"))
+        set_once(self, "network", member_of(Network, network, "network"))
         set_once(self, "protected_names", names)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -144,7 +148,8 @@ def _restore_profile(
     return PermissionProfile(filesystem, network, enforcement=enforcement, protected_names=protected_names)
 
 
-def _member(kind: type[E], value: object, what: str) -> E:
+def member_of(kind: type[E], value: object, what: str) -> E:
+    """The member of *kind* with that value. Raises `PolicyError` that says *what* it was for, and what is allowed."""
     try:
         return kind(value)
     except ValueError:
@@ -152,10 +157,19 @@ def _member(kind: type[E], value: object, what: str) -> E:
         raise PolicyError(f"{what}: expected one of {allowed}, got {value!r}") from None
 
 
+def check_text(path: str) -> None:
+    """Raises `PolicyError` for what cannot be a path: a NUL byte, or a character that no file name can hold."""
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise PolicyError(f"path {path!r}: cannot be a file name: {error.reason}") from None
+    if b"\0" in encoded:
+        raise PolicyError(f"path {path!r}: contains a NUL byte")
+
+
 def check_location(location: str) -> None:
     """Raises `PolicyError` unless *location* is an absolute path or a special location."""
-    if "\0" in location:
-        raise PolicyError(f"path {location!r}: contains a NUL byte")
+    check_text(location)
     if location.startswith(":"):
         special, _, subpath = location.partition("/")
         if special not in SPECIAL_LOCATIONS:

@@ -7,7 +7,15 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from pybwrap.errors import PolicyError
-from pybwrap.policy.profile import Access, Enforcement, FilesystemEntry, Network, PermissionProfile
+from pybwrap.policy.profile import (
+    Access,
+    Enforcement,
+    FilesystemEntry,
+    Network,
+    PermissionProfile,
+    check_text,
+    member_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,12 +58,11 @@ class SandboxPolicy:
             raise PolicyError("writable_roots: expected several paths, got one; write [path]")
         roots = tuple(os.fsdecode(root) for root in writable_roots)
         for root in roots:
-            if "\0" in root:
-                raise PolicyError(f"writable root {root!r}: contains a NUL byte")
+            check_text(root)
             if not root.startswith("/"):
                 raise PolicyError(f"writable root {root!r}: must be an absolute path")
         set_once = object.__setattr__
-        set_once(self, "type", PolicyType(type))
+        set_once(self, "type", member_of(PolicyType, type, "type"))
         set_once(self, "writable_roots", roots)
         set_once(self, "network_access", bool(network_access))
         set_once(self, "exclude_tmpdir_env_var", bool(exclude_tmpdir_env_var))
@@ -95,10 +102,7 @@ class SandboxPolicy:
     @classmethod
     def external_sandbox(cls, network_access: str | Network = Network.RESTRICTED) -> SandboxPolicy:
         """Files are guarded by a sandbox around this process; the network is "restricted" (here) or "enabled"."""
-        try:
-            network = Network(network_access)
-        except ValueError:
-            raise PolicyError(f"network_access: expected 'restricted' or 'enabled', got {network_access!r}") from None
+        network = member_of(Network, network_access, "network_access")
         return cls(PolicyType.EXTERNAL_SANDBOX, network_access=network is Network.ENABLED)
 
     @classmethod
