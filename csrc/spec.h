@@ -15,8 +15,9 @@ enum spec_flag {
     SPEC_BUBBLEWRAP = 1 << 0,          /* build the sandbox with bubblewrap; otherwise the stage alone */
     SPEC_REFUSE_CAPABILITIES = 1 << 1, /* fail when any capability is left */
     SPEC_NO_NEW_PRIVS = 1 << 2,
-    SPEC_PROCESS_GROUP = 1 << 3, /* the command leads a process group of its own */
-    SPEC_TERMINAL = 1 << 4,      /* its standard input is a terminal, which becomes its controlling one */
+    SPEC_PROCESS_GROUP = 1 << 3,     /* the command leads a process group of its own */
+    SPEC_TERMINAL = 1 << 4,          /* its standard input is a terminal, which becomes its controlling one */
+    SPEC_DROP_CAPABILITIES = 1 << 5, /* give up every capability, as bubblewrap does when it builds the sandbox */
 };
 
 enum spec_section {

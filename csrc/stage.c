@@ -45,6 +45,22 @@ holds_capabilities(void)
     return 0;
 }
 
+static int
+drop_capabilities(void)
+{
+    struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+    struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = { 0 };
+
+    /* The kernel may know more of them than the headers; it says EINVAL behind its last one. Without CAP_SETPCAP the
+     * bounding set stays, which gains nothing: no_new_privs keeps execve(2) from adding from it. */
+    for (unsigned long capability = 0; capability < 64; capability++)
+        if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0 && errno != EINVAL && errno != EPERM)
+            return -1;
+    if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) != 0)
+        return -1;
+    return (int) syscall(__NR_capset, &header, none);
+}
+
 /* Marks everything above stderr close-on-exec. */
 static int
 mark_all_close_on_exec(void)
@@ -138,6 +154,11 @@ stage_execute(const struct spec *spec, int setup_socket, struct status_record *f
                         held < 0 ? "capget" : "capabilities are still held where none may be");
             return;
         }
+    }
+
+    if ((flags & SPEC_DROP_CAPABILITIES) && drop_capabilities() != 0) {
+        set_failure(failure, STEP_CAPABILITIES, errno, "dropping the capabilities");
+        return;
     }
 
     if (spec->working_directory != NULL && chdir(spec->working_directory) != 0) {

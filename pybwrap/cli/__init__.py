@@ -75,7 +75,7 @@ def _dispatch(arguments: list[str]) -> int:
 
         return run(arguments[1:])
     if command == "bwrap":
-        from pybwrap.launch.bwrap import main as bwrap
+        from pybwrap.bwrap import main as bwrap
 
         return bwrap(["bwrap", *arguments[1:]])
     if command in {"--help", "-h", "--version", "-V"}:

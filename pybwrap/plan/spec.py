@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["Claim", "Command", "pack_spec"]
 
 _MAGIC = 0x31574250
-_BUBBLEWRAP, _REFUSE_CAPABILITIES, _NO_NEW_PRIVS, _PROCESS_GROUP, _TERMINAL = 1, 2, 4, 8, 16
+_BUBBLEWRAP, _REFUSE_CAPABILITIES, _NO_NEW_PRIVS, _PROCESS_GROUP = 1, 2, 4, 8
+_TERMINAL, _DROP_CAPABILITIES = 16, 32
 
 _HEADER = Struct("=IIIiiiQQQ")
 _SECTION = Struct("=III")
@@ -119,6 +120,8 @@ def pack_spec(
         flags |= _NO_NEW_PRIVS
     if uses_bubblewrap or refuse_capabilities:
         flags |= _REFUSE_CAPABILITIES
+    elif plan.is_restricted:
+        flags |= _DROP_CAPABILITIES
     if command.terminal:
         flags |= _TERMINAL
 
