@@ -99,7 +99,9 @@ class BuildExt(build_ext):
     def copy_extensions_to_source(self) -> None:
         """Put the helper in the package too, for in-place and editable builds."""
         super().copy_extensions_to_source()
-        shutil.copy2(Path(self.build_lib, "pybwrap", "_helper"), HERE / "pybwrap" / "_helper")
+        target = HERE / "pybwrap" / "_helper"
+        target.unlink(missing_ok=True)  # one that runs cannot be written to
+        shutil.copy2(Path(self.build_lib, "pybwrap", "_helper"), target)
 
     def explain_missing(self) -> None:
         """End the build with one line if something that it needs is not installed."""

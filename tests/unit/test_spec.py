@@ -186,9 +186,9 @@ def test_a_command_without_restrictions_keeps_its_privileges() -> None:
     assert flags(pack(STAGE, process_group=False)) == set()
 
 
-def test_a_stage_with_restrictions_gains_no_privileges_and_refuses_capabilities_on_request() -> None:
+def test_a_stage_with_restrictions_gains_no_privileges_and_drops_or_refuses_capabilities() -> None:
     restricted = STAGE._replace(landlock=LANDLOCK)
-    assert flags(pack(restricted, process_group=False)) == {"SPEC_NO_NEW_PRIVS"}
+    assert flags(pack(restricted, process_group=False)) == {"SPEC_NO_NEW_PRIVS", "SPEC_DROP_CAPABILITIES"}
     bare = {"SPEC_NO_NEW_PRIVS", "SPEC_REFUSE_CAPABILITIES"}
     assert flags(pack(restricted, process_group=False, refuse_capabilities=True)) == bare
 
