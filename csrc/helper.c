@@ -1,7 +1,7 @@
 /* The helper executable: reads one launch specification and runs it.
  *
  *     pybwrap-sandbox FD      the specification is on FD; everything else is in it
- *     bwrap ARGUMENT...       plain bubblewrap, when it is called by that name */
+ *     bwrap ARGUMENT...       plain bubblewrap, by this or any other name */
 #include "launch.h"
 #include "seams.h"
 
@@ -13,13 +13,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static bool
-is_called_bwrap(const char *name)
-{
-    const char *slash = strrchr(name, '/');
-    return strcmp(slash != NULL ? slash + 1 : name, "bwrap") == 0;
-}
-
 static int
 refuse(const char *why)
 {
@@ -30,7 +23,8 @@ refuse(const char *why)
 int
 main(int argc, char **argv)
 {
-    if (argc > 0 && is_called_bwrap(argv[0]))
+    /* Whatever else it is called: bubblewrap is also started again as /proc/self/exe. */
+    if (argc < 1 || strcmp(argv[0], HELPER_NAME) != 0)
         return bwrap_main(argc, argv);
 
     char *end = NULL;

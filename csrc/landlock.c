@@ -47,6 +47,9 @@ landlock_restrict(const struct spec *spec, const char **failed)
     for (uint32_t i = 0; i < spec->landlock_rule_count; i++) {
         *failed = spec_string(spec, spec->landlock_rules[i].path);
         rule_fd = open(*failed, O_PATH | O_CLOEXEC);
+        /* What the view does not show needs no rule: without one it is refused. */
+        if (rule_fd < 0 && errno == ENOENT)
+            continue;
         if (rule_fd < 0)
             goto out;
         struct path_beneath_attributes rule = {

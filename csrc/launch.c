@@ -24,21 +24,40 @@ launch_is_active(void)
     return launch.spec != NULL;
 }
 
-/* Removes a placeholder, unless another sandbox still needs it or it is not the object that was put there. */
+/* Whether the object at `path` is one of ours: it may have been replaced by somebody on the host. */
+static bool
+is_placeholder(const char *path, enum placeholder_kind kind)
+{
+    char target[sizeof PLACEHOLDER_TARGET];
+    struct stat found;
+
+    if (kind == PLACEHOLDER_SYMLINK)
+        return readlink(path, target, sizeof target) == sizeof target - 1 &&
+               memcmp(target, PLACEHOLDER_TARGET, sizeof target - 1) == 0;
+    return lstat(path, &found) == 0 && S_ISDIR(found.st_mode) &&
+           (found.st_mode & PLACEHOLDER_MODE_MASK) == PLACEHOLDER_MODE_MARK;
+}
+
+/* Removes a placeholder that no other sandbox needs. */
 static void
 release_placeholder(const struct spec *spec, const struct spec_placeholder *placeholder)
 {
     const char *path = spec_string(spec, placeholder->path);
-    struct stat found;
+    struct stat record;
 
-    if (flock(placeholder->lock_fd, LOCK_EX | LOCK_NB) != 0)
+    /* The shared lock is given up before the exclusive one is had (flock(2)): somebody else may have been the last in
+     * between, and the record and the object at these paths may be new ones by now. */
+    if (flock(placeholder->lock_fd, LOCK_EX | LOCK_NB) != 0 || fstat(placeholder->lock_fd, &record) != 0 ||
+        record.st_nlink == 0)
         return;
-    if (lstat(path, &found) == 0 && found.st_dev == placeholder->device && found.st_ino == placeholder->inode) {
-        /* A directory that somebody on the host has filled meanwhile is theirs: rmdir(2) leaves it. */
-        if (placeholder->kind == PLACEHOLDER_SYMLINK)
-            (void) unlink(path);
-        else
-            (void) rmdir(path);
+
+    if (is_placeholder(path, placeholder->kind)) {
+        int result = placeholder->kind == PLACEHOLDER_SYMLINK ? unlink(path) : rmdir(path);
+        if (result != 0 && errno == ENOTEMPTY)
+            /* Somebody on the host has filled it meanwhile: it is theirs, without our mark. */
+            (void) chmod(path, 0755);
+        else if (result != 0 && errno != ENOENT)
+            return; /* the record stays, for a run that can */
     }
     (void) unlink(spec_string(spec, placeholder->registry_path));
 }
@@ -66,14 +85,14 @@ static void __attribute__((noreturn)) end_sandbox(enum status_kind why)
 
     finish(&used);
     record.usage = status_usage(&used);
-    status_send(launch.exit_socket, &record, -1);
+    status_send(launch.exit_socket, &record);
     _exit(0);
 }
 
 void
 launch_fail(const struct status_record *failure)
 {
-    status_send(launch.setup_socket >= 0 ? launch.setup_socket : launch.exit_socket, failure, -1);
+    status_send(launch.setup_socket >= 0 ? launch.setup_socket : launch.exit_socket, failure);
     if (launch.role == ROLE_MONITOR)
         finish(NULL);
     _exit(1);
@@ -201,7 +220,7 @@ run_stage_alone(const struct spec *spec)
         ;
     launch.init_pid = 0;
     record.usage = status_usage(&used);
-    status_send(launch.exit_socket, &record, -1);
+    status_send(launch.exit_socket, &record);
 }
 
 void

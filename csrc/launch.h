@@ -26,6 +26,9 @@ struct launch {
     uint64_t deadline; /* CLOCK_MONOTONIC, milliseconds; 0: none */
 };
 
+/* argv[0] of the helper executable, which the sandbox's init shows as its name. */
+#define HELPER_NAME "pybwrap-sandbox"
+
 extern struct launch launch;
 
 bool launch_is_active(void);

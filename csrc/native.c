@@ -108,7 +108,7 @@ become_helper(void *data)
 {
     struct helper_start *start = data;
     char number[16];
-    char name[] = "pybwrap-sandbox";
+    char name[] = HELPER_NAME;
     char *argv[] = { name, number, NULL };
     char *environment[] = { NULL };
 
@@ -168,6 +168,43 @@ spawn_helper(const char *helper, int spec_fd, const int streams[3], const int *k
     result->pidfd = pidfd;
 }
 
+/* Where the kernel shows the arguments and the environment that this program was started with (proc_pid_stat(5)). */
+struct start_areas {
+    unsigned long arguments, arguments_end, environment, environment_end;
+};
+
+static int
+find_start_areas(struct start_areas *areas)
+{
+    char line[2048];
+
+    int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    ssize_t size = read(fd, line, sizeof line - 1);
+    close(fd);
+    if (size <= 0)
+        return -1;
+    line[size] = '\0';
+
+    /* The name in field 2 may hold anything; the areas are fields 48 to 51. */
+    char *field = strrchr(line, ')');
+    for (int number = 2; field != NULL && number < 48; number++)
+        field = strchr(field + 1, ' ');
+    if (field == NULL || sscanf(field, " %lu %lu %lu %lu", &areas->arguments, &areas->arguments_end,
+                                &areas->environment, &areas->environment_end) != 4)
+        return -1;
+    return 0;
+}
+
+/* In the fork they are a copy: the command would see this program's in /proc/1/cmdline. */
+static void
+erase(unsigned long start, unsigned long end)
+{
+    if (start != 0 && end > start)
+        memset((void *) start, 0, end - start); // NOLINT: the kernel says that it is memory of this process
+}
+
 void
 fork_launch(void *block, size_t size, const int streams[3], struct spawn_result *result)
 {
@@ -175,7 +212,8 @@ fork_launch(void *block, size_t size, const int streams[3], struct spawn_result 
     sigset_t previous;
 
     *result = (struct spawn_result){ .pid = -1, .pidfd = -1 };
-    if (spec_load(&spec, block, size) != NULL) {
+    struct start_areas areas;
+    if (spec_load(&spec, block, size) != NULL || find_start_areas(&areas) != 0) {
         spec_free(&spec);
         result->error = EINVAL;
         return;
@@ -188,6 +226,8 @@ fork_launch(void *block, size_t size, const int streams[3], struct spawn_result 
         if (place_streams(streams) != 0)
             _exit(125);
         clearenv();
+        erase(areas.arguments, areas.arguments_end);
+        erase(areas.environment, areas.environment_end);
         launch_run(&spec);
     }
     int error = pid < 0 ? errno : 0;
@@ -218,7 +258,7 @@ status_receive(int socket, int timeout, struct status_message *message)
     struct status_record record = { 0 };
     struct iovec data = { .iov_base = &record, .iov_len = sizeof record };
     union {
-        char buffer[CMSG_SPACE(sizeof(int))];
+        char buffer[CMSG_SPACE(STATUS_MAX_FDS * sizeof(int))];
         struct cmsghdr align;
     } control;
     struct msghdr header = {
@@ -233,7 +273,7 @@ status_receive(int socket, int timeout, struct status_message *message)
         return -errno;
 
     memset(message, 0, sizeof *message);
-    message->fd = -1;
+    message->fds[0] = message->fds[1] = -1;
     if (received != (ssize_t) sizeof record)
         return 1;
     message->kind = (int) record.kind;
@@ -250,7 +290,7 @@ status_receive(int socket, int timeout, struct status_message *message)
 
     struct cmsghdr *attached = CMSG_FIRSTHDR(&header);
     if (attached != NULL && attached->cmsg_level == SOL_SOCKET && attached->cmsg_type == SCM_RIGHTS)
-        memcpy(&message->fd, CMSG_DATA(attached), sizeof message->fd);
+        memcpy(message->fds, CMSG_DATA(attached), attached->cmsg_len - CMSG_LEN(0));
     return 1;
 }
 
@@ -260,6 +300,8 @@ status_hang_up(int exit_socket)
     (void) shutdown(exit_socket, SHUT_WR);
 }
 
+/* Those that this process would die of or stop for. What it ignores, as under nohup(1), is not the command's either:
+ * a blocked signal would be kept for signalfd(2) all the same. */
 static void
 relayed_signals(sigset_t *set)
 {
@@ -267,8 +309,11 @@ relayed_signals(sigset_t *set)
                                    SIGUSR2, SIGALRM, SIGTSTP, SIGCONT, SIGWINCH };
 
     sigemptyset(set);
-    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
-        sigaddset(set, numbers[i]);
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+        struct sigaction action;
+        if (sigaction(numbers[i], NULL, &action) == 0 && action.sa_handler != SIG_IGN)
+            sigaddset(set, numbers[i]);
+    }
 }
 
 void

@@ -30,7 +30,7 @@ struct status_message {
     int step;
     int error;
     int wait_status;
-    int fd;                       /* that came along, or -1 */
+    int fds[2];                   /* that came along, or -1 */
     unsigned long long user_time; /* microseconds, as the next */
     unsigned long long system_time;
     unsigned long long max_rss; /* bytes */

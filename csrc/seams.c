@@ -132,6 +132,19 @@ seam_exit(int status)
     _exit(status);
 }
 
+/* Ends this process with the monitor. The signal comes for a death from now on, the pipe tells of one before. */
+static int
+die_with_monitor(void)
+{
+    struct pollfd monitor = { .fd = launch.monitor_alive[0], .events = POLLIN };
+
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0)
+        return -1;
+    if (launch.monitor_alive[0] >= 0 && poll(&monitor, 1, 0) > 0)
+        _exit(1);
+    return 0;
+}
+
 static int
 clone_sandbox(unsigned long flags, void *child_stack)
 {
@@ -155,6 +168,9 @@ raw_clone(unsigned long flags, void *child_stack)
     if (pid == 0) {
         close(launch.monitor_alive[1]);
         launch.monitor_alive[1] = -1;
+        /* Upstream asks for it later, and waits for the monitor before. */
+        if (die_with_monitor() != 0)
+            die_with_error("prctl(PR_SET_PDEATHSIG)");
         launch.step = (flags & CLONE_NEWNET) ? STEP_NETWORK : STEP_IDENTITY;
     } else if (pid < 0) {
         /* Upstream guesses at the reason in its text; the errno is what the owner can act on. */
@@ -209,7 +225,7 @@ seam_wait(int *status)
         struct rusage used = { 0 };
         (void) getrusage(RUSAGE_CHILDREN, &used);
         record.usage = status_usage(&used);
-        status_send(launch.exit_socket, &record, -1);
+        status_send(launch.exit_socket, &record);
     }
     return child;
 }
@@ -244,15 +260,7 @@ seam_prctl(int option, ...)
     if (launch_is_active() && option == PR_SET_PDEATHSIG) {
         /* The signal comes when the *thread* that started this process ends (PR_SET_PDEATHSIG(2const)); the
          * monitor watches a pidfd of the owning process instead. */
-        if (launch.role == ROLE_MONITOR)
-            return 0;
-        if (prctl(PR_SET_PDEATHSIG, arguments[0], 0, 0, 0) != 0)
-            return -1;
-        /* A monitor that died before the line above sends no signal any more. */
-        struct pollfd monitor = { .fd = launch.monitor_alive[0], .events = POLLIN };
-        if (launch.monitor_alive[0] >= 0 && poll(&monitor, 1, 0) > 0)
-            _exit(1);
-        return 0;
+        return launch.role == ROLE_MONITOR ? 0 : die_with_monitor();
     }
 
     if (launch_is_active() && option == PR_SET_DUMPABLE && launch.role != ROLE_MONITOR) {
@@ -297,8 +305,10 @@ write_file_at(int directory, const char *path, const char *content)
     ssize_t written = write(fd, content, length);
     int error = written < 0 ? errno : EIO;
     close(fd);
-    if (written == (ssize_t) length)
+    if (written == (ssize_t) length) {
+        launch.step = STEP_MOUNT;
         return 0;
+    }
     errno = error;
     return -1;
 }

@@ -56,6 +56,7 @@ void die_with_bind_result(int result, int error, const char *failing_path, const
 int raw_clone(unsigned long flags, void *child_stack);
 int fdwalk(int (*callback)(void *data, int fd), void *data);
 int write_file_at(int directory, const char *path, const char *content);
+void loopback_setup(void);
 int bind_mount_fd(int source, int destination, int options, char **failing_path);
 #else
 
@@ -91,6 +92,7 @@ int bind_mount_fd(int source, int destination, int options, char **failing_path)
 #pragma weak raw_clone
 #pragma weak fdwalk
 #pragma weak write_file_at
+#pragma weak loopback_setup
 
 #endif /* PYBWRAP_UPSTREAM */
 

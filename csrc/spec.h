@@ -67,14 +67,17 @@ struct spec_resource_limit {
     uint64_t hard;
 };
 
+/* How a placeholder is recognised, here as in pybwrap.plan.placeholder: where a symlink leads, and the sticky bit of a
+ * directory that only its owner can write to. */
+#define PLACEHOLDER_TARGET "/dev/null/pybwrap-placeholder"
+enum { PLACEHOLDER_MODE_MASK = 07022, PLACEHOLDER_MODE_MARK = 01000 };
+
 enum placeholder_kind { PLACEHOLDER_DIRECTORY = 0, PLACEHOLDER_SYMLINK = 1 };
 
 /* An object that stands at a missing protected path for as long as sandboxes need it there. */
 struct spec_placeholder {
     int32_t lock_fd; /* shared flock(2) of this launch on the registry's file */
     uint32_t kind;
-    uint64_t device;
-    uint64_t inode;
     uint32_t path;          /* offset */
     uint32_t registry_path; /* offset */
 };

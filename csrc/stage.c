@@ -130,13 +130,36 @@ execute(const char *file, char *const argv[], char *const environment[])
                                   : snprintf(candidate, sizeof candidate, "%.*s/%s", (int) length, start, file);
         if (written > 0 && (size_t) written < sizeof candidate) {
             execve(candidate, argv, environment);
-            if (errno != ENOENT && errno != ENOTDIR && error == ENOENT)
-                error = errno;
+            /* Where a directory may not be searched, nothing is known to be there. */
+            if (errno != ENOENT && errno != ENOTDIR && error == ENOENT) {
+                int found = errno;
+                if (found != EACCES || faccessat(AT_FDCWD, candidate, F_OK, AT_EACCESS) == 0)
+                    error = found;
+            }
         }
         start += length;
         if (*start == '\0')
             return error;
     }
+}
+
+/* Sends a pidfd of this process, and with `count` 2 one of the sandbox's init, which is 1 here. */
+static int
+announce(int setup_socket, size_t count)
+{
+    const pid_t pids[STATUS_MAX_FDS] = { getpid(), 1 };
+    struct status_record ready = { .kind = STATUS_COMMAND_READY };
+    int fds[STATUS_MAX_FDS];
+
+    for (size_t i = 0; i < count; i++) {
+        fds[i] = (int) syscall(__NR_pidfd_open, pids[i], 0);
+        if (fds[i] < 0)
+            return -1; /* the caller ends this process, and with it what has been opened */
+    }
+    status_send_fds(setup_socket, &ready, fds, count);
+    for (size_t i = 0; i < count; i++)
+        close(fds[i]);
+    return 0;
 }
 
 void
@@ -216,16 +239,10 @@ stage_execute(const struct spec *spec, int setup_socket, struct status_record *f
         }
     }
 
-    /* The owner gets a pidfd now: the filter may forbid sendmsg(2), and the command may end at once. */
-    if (setup_socket >= 0) {
-        struct status_record ready = { .kind = STATUS_COMMAND_READY };
-        int self = (int) syscall(__NR_pidfd_open, getpid(), 0);
-        if (self < 0) {
-            set_failure(failure, STEP_PROCESS, errno, "pidfd_open");
-            return;
-        }
-        status_send(setup_socket, &ready, self);
-        close(self);
+    /* The owner gets the pidfds now: the filter may forbid sendmsg(2), and the command may end at once. */
+    if (setup_socket >= 0 && announce(setup_socket, (flags & SPEC_BUBBLEWRAP) ? 2 : 1) != 0) {
+        set_failure(failure, STEP_PROCESS, errno, "pidfd_open");
+        return;
     }
 
     if (spec->seccomp_length > 0) {

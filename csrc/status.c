@@ -24,33 +24,31 @@ status_usage(const struct rusage *used)
 }
 
 void
-status_send(int socket, const struct status_record *record, int fd)
+status_send(int socket, const struct status_record *record)
 {
-    if (socket < 0)
-        return;
-
     /* write(2), not sendmsg(2): after the filter is loaded only the former is sure to be allowed. */
-    if (fd < 0) {
-        ssize_t written = write(socket, record, sizeof *record);
-        (void) written;
-        return;
-    }
+    ssize_t written = write(socket, record, sizeof *record);
+    (void) written;
+}
 
+void
+status_send_fds(int socket, const struct status_record *record, const int *fds, size_t count)
+{
     struct iovec data = { .iov_base = (void *) record, .iov_len = sizeof *record };
     union {
-        char buffer[CMSG_SPACE(sizeof(int))];
+        char buffer[CMSG_SPACE(STATUS_MAX_FDS * sizeof(int))];
         struct cmsghdr align;
     } control = { 0 };
     struct msghdr message = {
         .msg_iov = &data,
         .msg_iovlen = 1,
         .msg_control = control.buffer,
-        .msg_controllen = sizeof control.buffer,
+        .msg_controllen = CMSG_SPACE(count * sizeof *fds),
     };
     struct cmsghdr *header = CMSG_FIRSTHDR(&message);
     header->cmsg_level = SOL_SOCKET;
     header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof fd);
-    memcpy(CMSG_DATA(header), &fd, sizeof fd);
+    header->cmsg_len = CMSG_LEN(count * sizeof *fds);
+    memcpy(CMSG_DATA(header), fds, count * sizeof *fds);
     (void) sendmsg(socket, &message, MSG_NOSIGNAL);
 }

@@ -6,13 +6,15 @@
 #ifndef PYBWRAP_STATUS_H
 #define PYBWRAP_STATUS_H
 
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/resource.h>
 
 enum status_kind {
-    STATUS_SETUP_FAILED = 1,  /* nothing was executed; `step`, `error` and `message` say why */
-    STATUS_COMMAND_READY = 2, /* about to be executed; carries a pidfd of the command (SCM_RIGHTS) */
-    STATUS_EXEC_FAILED = 3,   /* `error` is the errno of execve(2) */
+    STATUS_SETUP_FAILED = 1, /* nothing was executed; `step`, `error` and `message` say why */
+    STATUS_COMMAND_READY =
+        2,                  /* about to be executed; carries a pidfd of the command and one of the init (SCM_RIGHTS) */
+    STATUS_EXEC_FAILED = 3, /* `error` is the errno of execve(2) */
     STATUS_COMMAND_ENDED = 4, /* `wait_status` is what wait(2) gave the sandbox's init */
     STATUS_TIMED_OUT = 5,     /* the monitor ended the sandbox: its wall time was up */
     STATUS_KILLED = 6,        /* the monitor ended the sandbox: its owner hung up the exit socket */
@@ -56,7 +58,12 @@ struct status_record {
 
 struct status_usage status_usage(const struct rusage *used);
 
-/* Sends one record; `fd` is passed along when it is not -1. Failure is ignored: the owner sees end of file. */
-void status_send(int socket, const struct status_record *record, int fd);
+enum { STATUS_MAX_FDS = 2 };
+
+/* Sends one record. Failure is ignored: the owner sees end of file. */
+void status_send(int socket, const struct status_record *record);
+
+/* As status_send, and passes along `count` file descriptors, at most STATUS_MAX_FDS. */
+void status_send_fds(int socket, const struct status_record *record, const int *fds, size_t count);
 
 #endif

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pybwrap.errors import PolicyError, PybwrapError, SetupError, UnsupportedHostError
+from pybwrap.errors import PolicyError, PybwrapError, RemoteError, SetupError, UnsupportedHostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pybwrap.launch.callable import call
     from pybwrap.launch.limits import Limits
     from pybwrap.launch.popen import (
         DEVNULL,
@@ -33,12 +34,14 @@ __all__ = [
     "PolicyError",
     "Popen",
     "PybwrapError",
+    "RemoteError",
     "SandboxPolicy",
     "SetupError",
     "TimeoutExpired",
     "UnsupportedHostError",
     "Usage",
     "__version__",
+    "call",
     "check_output",
     "run",
 ]
@@ -53,6 +56,7 @@ _WHERE = {
         "pybwrap.launch.popen",
     ),
     "Limits": "pybwrap.launch.limits",
+    "call": "pybwrap.launch.callable",
 }
 
 

@@ -12,18 +12,18 @@ import concurrent.futures
 import errno
 import functools
 from subprocess import DEVNULL, PIPE, STDOUT, TimeoutExpired
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from pybwrap.launch.popen import Popen, completed, use_pipes
-from pybwrap.launch.result import Outcome
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterable, Mapping
     from typing import IO, Required, TypedDict, Unpack
 
     from pybwrap.launch.limits import Limits
     from pybwrap.launch.popen import Arguments, Path
-    from pybwrap.launch.result import CompletedProcess, Enforced, Usage
+    from pybwrap.launch.result import CompletedProcess, Enforced, Outcome, Usage
     from pybwrap.policy import PermissionProfile, SandboxPolicy
 
     class _SandboxParameters(TypedDict, total=False):
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
         limits: Limits | None
         require: Iterable[str]
         allow_nested_sandboxes: bool
+        files: Mapping[str | os.PathLike[str], bytes] | None
+        collect: Iterable[str]
+        collect_limit: int | None
 
 
 __all__ = ["DEVNULL", "PIPE", "STDOUT", "Process", "create_subprocess_exec", "create_subprocess_shell", "run"]
@@ -82,6 +85,11 @@ class Process:
     def usage(self) -> Usage | None:
         """What everything inside has used together; None before the end."""
         return self._popen.usage
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """What was collected, by path relative to the working directory; empty before the end."""
+        return self._popen.files
 
     async def wait(self) -> int:
         """Waits until nothing of the sandbox is left.
@@ -155,6 +163,9 @@ async def create_subprocess_exec(
     limits: Limits | None = None,
     require: Iterable[str] = (),
     allow_nested_sandboxes: bool = False,
+    files: Mapping[str | os.PathLike[str], bytes] | None = None,
+    collect: Iterable[str] = (),
+    collect_limit: int | None = None,
 ) -> Process:
     """Starts a command in a sandbox, as `asyncio.create_subprocess_exec` does without one.
 
@@ -176,6 +187,9 @@ async def create_subprocess_exec(
             limits=limits,
             require=require,
             allow_nested_sandboxes=allow_nested_sandboxes,
+            files=files,
+            collect=collect,
+            collect_limit=collect_limit,
         )
     )
     try:
@@ -249,10 +263,11 @@ async def _launch(start: Callable[[], _WatchedPopen]) -> _WatchedPopen:
     try:
         popen = await asyncio.wrap_future(launching)
     except asyncio.CancelledError:
-        if not launching.cancel():  # it is under way
-            await _outlast(asyncio.wrap_future(launching))
-            if launching.exception() is None:
-                popen = launching.result()
+        if not launching.cancel():
+            under_way = asyncio.wrap_future(launching)
+            await _outlast(under_way)
+            if under_way.exception() is None:
+                popen = under_way.result()
                 popen.watch()
                 await popen.finish()
         raise
@@ -288,11 +303,18 @@ class _WatchedPopen(Popen):
     def _on_end(self) -> None:
         fd = self._sandbox.fileno()
         self._loop.remove_reader(fd)  # it is closed when the end is taken
-        code = super().poll()
-        if code is None:  # a signal came between
+        if self._sandbox.wait(0) is None:  # a signal came between
             self._loop.add_reader(fd, self._on_end)
+        elif self._overlay is None:
+            self.ended.set_result(super().wait())
+        else:  # collecting what the command has left may take a while
+            self._loop.run_in_executor(None, super().wait).add_done_callback(self._publish)
+
+    def _publish(self, collected: asyncio.Future[int]) -> None:
+        if error := collected.exception():
+            self.ended.set_exception(error)
         else:
-            self.ended.set_result(code)
+            self.ended.set_result(collected.result())
 
     def poll(self) -> int | None:
         """The return code if the end is known. Taking it is for the loop, which watches a descriptor until then."""
@@ -316,12 +338,11 @@ class _WatchedPopen(Popen):
 
     async def connect(self, limit: int) -> Process:
         """The process as a coroutine sees it, with this object's streams handed over to the loop."""
-        return Process(
-            self,
-            await self._writer(self.stdin),
-            await self._reader("stdout", self.stdout, limit),
-            await self._reader("stderr", self.stderr, limit),
-        )
+        stdout = await self._reader("stdout", self.stdout, limit)
+        stderr = await self._reader("stderr", self.stderr, limit)
+        # Last, for a writer that is dropped when this is cancelled would complain.
+        stdin = await self._writer(self.stdin)
+        return Process(self, stdin, stdout, stderr)
 
     async def _writer(self, stream: IO[Any] | None) -> asyncio.StreamWriter | None:
         if stream is None:
@@ -330,9 +351,11 @@ class _WatchedPopen(Popen):
         transport, protocol = await loop.connect_write_pipe(
             lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader(loop=loop), loop=loop), stream
         )
-        abort = self._closers["stdin"] = functools.partial(_abort, transport)
-        self.ended.add_done_callback(lambda _: abort())
-        return asyncio.StreamWriter(transport, protocol, None, loop)
+        writer = asyncio.StreamWriter(transport, protocol, None, loop)
+        self._closers["stdin"] = functools.partial(_abort, transport)
+        # This holds the writer, too, which would close when the caller drops it: the command may still be reading.
+        self.ended.add_done_callback(lambda _: _abort(writer.transport))
+        return writer
 
     async def _reader(self, name: str, stream: IO[Any] | None, limit: int) -> asyncio.StreamReader | None:
         if stream is None:

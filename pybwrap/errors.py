@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["PolicyError", "PybwrapError", "SetupError", "UnsupportedHostError"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pybwrap.launch.result import Outcome
+
+__all__ = ["PolicyError", "PybwrapError", "RemoteError", "SetupError", "UnsupportedHostError"]
 
 
 class PybwrapError(Exception):
@@ -39,3 +43,22 @@ class SetupError(PybwrapError, OSError):
         reason = f": {os.strerror(self.errno)}" if self.errno else ""
         remedy = f"; {self.remedy}" if self.remedy else ""
         return f"cannot set up the sandbox ({self.step}): {self.what}{reason}{remedy}"
+
+
+class RemoteError(PybwrapError):
+    """Raised when `pybwrap.call` has no result to return and no exception of Python's own to raise.
+
+    *message* says why; *type_name* is the type of the exception that the function has raised, or empty, and
+    *traceback* its text. Both come from code that is not trusted. *outcome* is how the interpreter ended when that is
+    the reason, or None.
+    """
+
+    def __init__(self, message: str, type_name: str = "", traceback: str = "", outcome: Outcome | None = None) -> None:
+        super().__init__(message, type_name, traceback, outcome)
+        self.message = message
+        self.type_name = type_name
+        self.traceback = traceback
+        self.outcome = outcome
+
+    def __str__(self) -> str:
+        return f"{self.type_name}: {self.message}" if self.type_name else self.message

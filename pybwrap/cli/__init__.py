@@ -31,6 +31,7 @@ Runs a command in a sandbox made by the bubblewrap that this package brings alon
 def main(arguments: list[str] | None = None) -> None:
     """Runs the program with *arguments* (default: the command line's) and exits with its status."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    _forget_coerced_locale()
     try:
         status = _dispatch(arguments)
     except PybwrapError as error:
@@ -46,6 +47,18 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         status = report(str(error), SETUP_FAILED)
     leave(status)
+
+
+def _forget_coerced_locale() -> None:
+    """Removes the LC_CTYPE that Python sets for itself in the C locale (PEP 538): the command is not Python."""
+    if os.environ.get("LC_CTYPE") in {"C.UTF-8", "C.utf8", "UTF-8"}:
+        try:
+            with open("/proc/self/environ", "rb") as file:
+                given = file.read()
+        except OSError:
+            return
+        if not any(entry.startswith(b"LC_CTYPE=") for entry in given.split(b"\0")):
+            del os.environ["LC_CTYPE"]
 
 
 def leave(status: int) -> None:

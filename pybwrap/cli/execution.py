@@ -39,7 +39,6 @@ def plan_here(
         fresh_proc=fresh_proc,
         allow_nested_sandboxes=allow_nested_sandboxes,
         hidden_paths=(placeholders.registry_directory(),),
-        standing_placeholders=placeholders.reclaim(),
     )
 
 

@@ -11,31 +11,53 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from functools import cache
 from stat import S_ISDIR, S_ISLNK
 from typing import TYPE_CHECKING
 
 from pybwrap.errors import SetupError
-from pybwrap.plan.filesystem import PLACEHOLDER_TARGET
+from pybwrap.plan.placeholder import DIRECTORY_MODE, TARGET, is_placeholder
 from pybwrap.plan.spec import Claim
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pybwrap.plan.filesystem import Placeholder
+    from pybwrap.plan.placeholder import Placeholder
 
-__all__ = ["PLACEHOLDER_TARGET", "claim", "reclaim", "registry_directory", "release"]
+__all__ = ["claim", "open_registry", "reclaim", "registry_directory", "release"]
 
 _RETRIES = 100
+
+LONGEST_PATH = 4096
+"""PATH_MAX of linux/limits.h, in bytes."""
 
 
 def registry_directory() -> str:
     """The registry of this user. On /dev/shm, which sandboxes have a private one of; /tmp is often theirs to write."""
-    parent = "/dev/shm" if os.path.isdir("/dev/shm") else "/tmp"  # noqa: S108 - made and checked by _open_registry
-    return f"{parent}/pybwrap-{os.geteuid()}"
+    parent = "/dev/shm" if os.path.isdir("/dev/shm") else "/tmp"  # noqa: S108 - made and checked by open_registry
+    return f"{parent}/pybwrap-{_outer_uid()}"
 
 
-def _open_registry() -> str:
-    """Makes the registry, and refuses one that somebody else could change."""
+@cache
+def _outer_uid() -> int:
+    """The user as the surrounding user namespace knows it: root in one of its own must not meet the machine's root."""
+    uid = os.geteuid()
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        for line in file:
+            inner, outer, count = map(int, line.split())
+            if inner <= uid < inner + count:
+                return outer + uid - inner
+    return uid
+
+
+def _is_private(path: str) -> bool:
+    """Whether *path* is a directory that nobody but this user can change."""
+    found = os.lstat(path)
+    return S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
+
+
+def open_registry() -> str:
+    """Makes the registry if it is not there; returns its path. Raises `SetupError` for one that others could change."""
     path = registry_directory()
     try:
         os.mkdir(path, 0o700)
@@ -43,10 +65,9 @@ def _open_registry() -> str:
         pass
     except OSError as error:
         raise SetupError("placeholders", error.errno or 0, f"cannot make {path}") from None
-    found = os.lstat(path)
-    if not S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        remedy = f"remove it, or make it a directory of yours with mode 0700: rm -rf {path}"
-        raise SetupError("placeholders", errno.EPERM, f"{path} is not a private directory of this user", remedy)
+    if not _is_private(path):
+        remedy = "it must be a directory of this user's with mode 0700: remove it, or ask whose it is to"
+        raise SetupError("placeholders", errno.EPERM, f"{path} can be changed by others", remedy)
     return path
 
 
@@ -57,20 +78,18 @@ def _registry_name(path: str) -> str:
 
 
 def _stands(path: str) -> os.stat_result | None:
-    """The placeholder at *path*, if what is there can be one."""
+    """The placeholder at *path*, if there is one."""
     try:
         found = os.lstat(path)
     except OSError:
         return None
-    if S_ISLNK(found.st_mode):
-        return found if os.readlink(path) == PLACEHOLDER_TARGET else None
-    return found if S_ISDIR(found.st_mode) else None
+    return found if is_placeholder(path, found) else None
 
 
-def _remove(path: str, device: int, inode: int) -> None:
+def _remove(path: str) -> None:
     """Removes a placeholder; what has been replaced or filled meanwhile is somebody's, and stays."""
     found = _stands(path)
-    if found is None or (found.st_dev, found.st_ino) != (device, inode):
+    if found is None:
         return
     try:
         if S_ISLNK(found.st_mode):
@@ -81,44 +100,42 @@ def _remove(path: str, device: int, inode: int) -> None:
         pass
 
 
-def reclaim() -> frozenset[str]:
-    """Removes what killed launches left behind; returns the placeholders that others still need.
-
-    Raises `SetupError` when the registry is not this user's alone.
-    """
+def reclaim() -> None:
+    """Removes what killed launches left behind. Passes over a registry that is not this user's alone."""
     registry = registry_directory()
     try:
         names = os.listdir(registry)
-    except FileNotFoundError:
-        return frozenset()
-    except OSError as error:
-        raise SetupError("placeholders", error.errno or 0, f"cannot read {registry}") from None
-    if not names:
-        return frozenset()
-    _open_registry()
-    standing = []
+        if not names or not _is_private(registry):
+            return
+    except OSError:
+        return
     for name in names:
         try:
             fd = os.open(f"{registry}/{name}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except IsADirectoryError:
+            from pybwrap.launch import workspace_overlay
+
+            workspace_overlay.reclaim(f"{registry}/{name}")
+            continue
         except OSError:
             continue  # its last user has just removed it
-        try:
-            path, device, inode = _read_record(fd)
-            if not _is_last(fd):
-                standing.append(path)
-            else:
-                _remove(path, device, inode)
-                os.unlink(f"{registry}/{name}")
-        finally:
-            os.close(fd)
-    return frozenset(standing) - {""}
+        _give_back(fd, f"{registry}/{name}")
 
 
-def _read_record(fd: int) -> tuple[str, int, int]:
-    """The path of a placeholder, and the device and inode of the object; zeros while that is not made."""
-    path, _, identity = os.pread(fd, 8192, 0).partition(b"\0")
-    device, _, inode = identity.partition(b" ")
-    return os.fsdecode(path), int(device or 0), int(inode or 0)
+def _give_back(fd: int, registry_path: str) -> None:
+    """Closes a share in a placeholder; the last one removes the object and the record.
+
+    Nothing is removed by a share whose record has no name any more: somebody else was the last, and what is at these
+    paths now is new.
+    """
+    try:
+        if _is_last(fd) and os.fstat(fd).st_nlink > 0:
+            path = os.fsdecode(os.pread(fd, LONGEST_PATH, 0))
+            if path:
+                _remove(path)
+            os.unlink(registry_path)
+    finally:
+        os.close(fd)
 
 
 def _is_last(fd: int) -> bool:
@@ -138,9 +155,7 @@ def claim(placeholders: Iterable[Placeholder]) -> list[Claim]:
     claims: list[Claim] = []
     try:
         for placeholder in placeholders:
-            taken = _claim_one(placeholder)
-            if taken is not None:
-                claims.append(taken)
+            claims.append(_claim_one(placeholder))
     except OSError as error:
         release(claims)
         if isinstance(error, SetupError):
@@ -149,9 +164,9 @@ def claim(placeholders: Iterable[Placeholder]) -> list[Claim]:
     return claims
 
 
-def _claim_one(placeholder: Placeholder) -> Claim | None:
+def _claim_one(placeholder: Placeholder) -> Claim:
     path = placeholder.path
-    registry_path = f"{_open_registry()}/{_registry_name(path)}"
+    registry_path = f"{open_registry()}/{_registry_name(path)}"
     for _ in range(_RETRIES):
         fd = os.open(registry_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         fcntl.flock(fd, fcntl.LOCK_SH)
@@ -162,38 +177,32 @@ def _claim_one(placeholder: Placeholder) -> Claim | None:
     else:
         raise SetupError("placeholders", errno.EAGAIN, f"cannot register {path}")
 
-    # Whatever kills us from here on: the record is there before the object, and the next run finds both.
-    recorded, device, inode = _read_record(fd)
-    if not recorded:
-        os.pwrite(fd, os.fsencode(path) + b"\0", 0)
     try:
-        try:
-            if placeholder.is_symlink:
-                os.symlink(PLACEHOLDER_TARGET, path)
-            else:
-                os.mkdir(path, 0o755)
-        except FileExistsError:
-            pass
-        found = _stands(path)
-        if found is None or S_ISLNK(found.st_mode) != placeholder.is_symlink:
-            raise SetupError("placeholders", errno.EBUSY, f"{path} appeared while the sandbox was planned", "try again")
-    except OSError:
-        _give_back(fd, registry_path, path, device, inode)
+        # Whatever kills us from here on: the record is there before the object, and the next run finds both.
+        os.pwrite(fd, os.fsencode(path), 0)
+        _put(placeholder)
+    except BaseException:
+        _give_back(fd, registry_path)
         raise
-    if (device, inode) != (found.st_dev, found.st_ino):
-        os.pwrite(fd, os.fsencode(path) + f"\0{found.st_dev} {found.st_ino}".encode(), 0)
-    return Claim(path, placeholder.is_symlink, found.st_dev, found.st_ino, fd, registry_path)
+    return Claim(path, placeholder.is_symlink, fd, registry_path)
 
 
-def _give_back(fd: int, registry_path: str, path: str, device: int, inode: int) -> None:
-    # Without a name left, the monitor that shares this lock has removed everything already.
-    if os.fstat(fd).st_nlink > 0 and _is_last(fd):
-        _remove(path, device, inode)
-        os.unlink(registry_path)
-    os.close(fd)
+def _put(placeholder: Placeholder) -> None:
+    """Makes the object unless it stands. Raises `OSError`, `SetupError`."""
+    path = placeholder.path
+    try:
+        if placeholder.is_symlink:
+            os.symlink(TARGET, path)
+        else:
+            os.mkdir(path, DIRECTORY_MODE)
+    except FileExistsError:
+        pass
+    found = _stands(path)
+    if found is None or S_ISLNK(found.st_mode) != placeholder.is_symlink:
+        raise SetupError("placeholders", errno.EBUSY, f"{path} appeared while the sandbox was planned", "try again")
 
 
 def release(claims: Iterable[Claim]) -> None:
     """Gives up shares that no monitor has taken over; the last one removes the placeholder."""
     for taken in claims:
-        _give_back(taken.lock_fd, taken.registry_path, taken.path, taken.device, taken.inode)
+        _give_back(taken.lock_fd, taken.registry_path)

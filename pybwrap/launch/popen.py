@@ -8,6 +8,7 @@ import os
 import selectors
 import signal
 import subprocess
+import termios
 import threading
 import time
 import warnings
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pybwrap.errors import PolicyError, UnsupportedHostError
 from pybwrap.launch import host, placeholders, proc_fallback
 from pybwrap.launch.limits import Limits
-from pybwrap.launch.process import ExecError, SandboxedProcess, launch
+from pybwrap.launch.process import ExecError, SandboxedProcess, StandardStreamsOpen, launch
 from pybwrap.launch.result import CompletedProcess, Enforced, Outcome, Usage
 from pybwrap.plan.sandbox import Engine, NetworkMode, SandboxPlan, plan_sandbox
 from pybwrap.plan.spec import Command
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import IO, Self
 
+    from pybwrap.launch.workspace_overlay import WorkspaceOverlay
+    from pybwrap.plan.filesystem import PrivateLayer
     from pybwrap.policy import PermissionProfile, SandboxPolicy
 
     Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -56,6 +59,12 @@ class Popen:
     `stdout`, which are its other end. *limits* bound what it may use. *require* names layers ("userns", "netns",
     "seccomp", "landlock", "fresh_proc") that must be in force. *allow_nested_sandboxes* lets it build its own.
 
+    *files* (contents by path, relative to *cwd*) are there for the command and nowhere else, and what it leaves in
+    *cwd* that matches one of the patterns *collect* is in the attribute `files` when it has ended, at most
+    *collect_limit* bytes of names and contents (default 64 MiB; more makes the outcome `OUTPUT_LIMIT`). With either,
+    *cwd* is a private layer over the host's: whatever the policy says, nothing written in it reaches the host
+    (docs/bytes.md).
+
     Raises what `subprocess.Popen` raises for the command and *cwd* (`FileNotFoundError`, `PermissionError`),
     `PolicyError` for the policy, `UnsupportedHostError` for a required layer that this machine lacks, `SetupError`
     when the sandbox cannot be built. Nothing has been run then.
@@ -67,6 +76,7 @@ class Popen:
     stdout: IO[Any] | None = None
     stderr: IO[Any] | None = None
     _process: SandboxedProcess | None = None
+    _overlay: WorkspaceOverlay | None = None
 
     def __init__(
         self,
@@ -90,6 +100,9 @@ class Popen:
         limits: Limits | None = None,
         require: Iterable[str] = (),
         allow_nested_sandboxes: bool = False,
+        files: Mapping[str | os.PathLike[str], bytes] | None = None,
+        collect: Iterable[str] = (),
+        collect_limit: int | None = None,
     ) -> None:
         if text is not None and universal_newlines is not None and bool(text) != bool(universal_newlines):
             raise subprocess.SubprocessError("cannot disambiguate text and universal_newlines: both are given")
@@ -101,6 +114,7 @@ class Popen:
         self.limits = Limits() if limits is None else limits
         self.outcome: Outcome | None = None
         self.usage: Usage | None = None
+        self.files: dict[str, bytes] = {}
         self._kill_reason: Outcome | None = None
         self._waitpid_lock = threading.Lock()
         self._captured: dict[IO[Any], list[bytes]] = {}
@@ -109,15 +123,26 @@ class Popen:
         self._communicating = False
 
         command = _command(args, executable, cwd, env, pass_fds, self.limits, shell=shell, terminal=pty)
-        plan = _plan(policy, command, allow_nested_sandboxes=allow_nested_sandboxes)
-        _check_requirements(plan, frozenset(require))
-        with _Streams(stdin, stdout, stderr, pty=pty) as streams:
-            self._started = time.monotonic()
-            try:
-                self._process = launch(plan, command, streams=streams.childs)
-            except ExecError as error:
-                raise _subprocess_error(error, command) from None
-            self._open_streams(streams, bufsize)
+        if files or collect:
+            from pybwrap.launch.workspace_overlay import WorkspaceOverlay
+
+            self._overlay = WorkspaceOverlay(command.cwd, files or {}, collect, collect_limit)
+        try:
+            layer = None if self._overlay is None else self._overlay.layer
+            plan = _plan(policy, command, allow_nested_sandboxes=allow_nested_sandboxes, private_layer=layer)
+            _check_requirements(plan, frozenset(require))
+            with StandardStreamsOpen(), _Streams(stdin, stdout, stderr, pty=pty) as streams:
+                self._started = time.monotonic()
+                try:
+                    self._process = launch(plan, command, streams=streams.childs)
+                except ExecError as error:
+                    raise _subprocess_error(error, command) from None
+                self._open_streams(streams, bufsize)
+        except BaseException as error:
+            if self._overlay is not None:
+                self._overlay.remove()
+                self._overlay.explain(error)
+            raise
         self.enforced = _enforced(self._process.plan)
         _check_fresh_proc(self, frozenset(require))
 
@@ -179,6 +204,11 @@ class Popen:
                 outcome = Outcome.CPU_LIMIT
             if self._kill_reason is Outcome.OUTPUT_LIMIT:
                 outcome = Outcome.OUTPUT_LIMIT  # it ended by itself while it was being ended
+        if self._overlay is not None:
+            self.files, is_complete = self._overlay.collect()
+            self._overlay.remove()
+            if not is_complete and outcome in {Outcome.EXITED, Outcome.SIGNALED}:
+                outcome = Outcome.OUTPUT_LIMIT
         self.outcome = outcome
         used = ended.usage
         self.usage = Usage(wall_time=wall_time) if used is None else Usage(*used[:2], wall_time, *used[2:])
@@ -201,6 +231,12 @@ class Popen:
         if self.returncode is None:
             self._kill_reason = self._kill_reason or reason
             self._sandbox.kill()
+
+    def set_window_size(self, rows: int, columns: int) -> None:
+        """Sets the size of the terminal that `pty=True` gave; the command gets SIGWINCH."""
+        if self.stdout is None or not self.stdout.isatty():
+            raise ValueError("there is no terminal: it was not asked for with pty=True, or is closed")
+        termios.tcsetwinsize(self.stdout.fileno(), (rows, columns))
 
     def communicate(
         self,
@@ -489,6 +525,7 @@ def completed(
         outcome=process.outcome or Outcome.EXITED,
         usage=process.usage,
         enforced=process.enforced,
+        files=process.files,
     )
 
 
@@ -542,7 +579,13 @@ def _command(
     )
 
 
-def _plan(policy: SandboxPolicy | PermissionProfile, command: Command, *, allow_nested_sandboxes: bool) -> SandboxPlan:
+def _plan(
+    policy: SandboxPolicy | PermissionProfile,
+    command: Command,
+    *,
+    allow_nested_sandboxes: bool,
+    private_layer: PrivateLayer | None,
+) -> SandboxPlan:
     profile = policy.to_profile() if hasattr(policy, "to_profile") else policy
     return plan_sandbox(
         profile,
@@ -551,7 +594,7 @@ def _plan(policy: SandboxPolicy | PermissionProfile, command: Command, *, allow_
         landlock_abi=host.landlock_abi(),
         allow_nested_sandboxes=allow_nested_sandboxes,
         hidden_paths=(placeholders.registry_directory(),),
-        standing_placeholders=placeholders.reclaim(),
+        private_layer=private_layer,
     )
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import signal
 from typing import TYPE_CHECKING, NamedTuple
 
 from pybwrap._native import ffi, lib
-from pybwrap.errors import SetupError
+from pybwrap.errors import SetupError, UnsupportedHostError
 from pybwrap.launch import placeholders, proc_fallback
 from pybwrap.launch.seccomp_filter import compile_filter
 from pybwrap.launch.status import (
@@ -32,7 +31,16 @@ if TYPE_CHECKING:
 
     from pybwrap.plan.spec import Claim
 
-__all__ = ["HELPER", "Ended", "ExecError", "SandboxedProcess", "become", "block_relayed_signals", "launch"]
+__all__ = [
+    "HELPER",
+    "Ended",
+    "ExecError",
+    "SandboxedProcess",
+    "StandardStreamsOpen",
+    "become",
+    "block_relayed_signals",
+    "launch",
+]
 
 HELPER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "_helper")
 """The executable that builds sandboxes: it brings nothing of this process along, and starts as fast at any size."""
@@ -61,15 +69,12 @@ class Ended(NamedTuple):
 class SandboxedProcess:
     """A command that runs in a sandbox. *pid* and *pidfd* are its monitor's, on the host."""
 
-    def __init__(
-        self, plan: SandboxPlan, pid: int, pidfd: int, command_pidfd: int, exit_socket: int, *, has_claims: bool
-    ) -> None:
+    def __init__(self, plan: SandboxPlan, monitor: _Spawned, command: _Executed, exit_socket: int) -> None:
         self.plan = plan
-        self.pid = pid
-        self.pidfd = pidfd
-        self._command_pidfd = command_pidfd
+        self.pid = monitor.pid
+        self.pidfd = monitor.pidfd
+        self._command = command
         self._exit_socket = exit_socket
-        self._has_claims = has_claims
         self.ended: Ended | None = None
 
     def fileno(self) -> int:
@@ -88,13 +93,21 @@ class SandboxedProcess:
         Only those that were blocked by `block_relayed_signals` before the launch.
         """
         while self.ended is None:
-            self._take(receive_relaying_signals(self._exit_socket, self._command_pidfd))
+            self._take(receive_relaying_signals(self._exit_socket, self._command.pidfd))
         return self.ended
 
     def _take(self, message: StatusMessage | None) -> None:
         if message is None:
             return
-        self._reap()
+        if message.kind is StatusKind.END_OF_FILE:
+            # The monitor was killed. Its end of the socket closes before the kernel has ended all that was inside.
+            _wait_for_end(self._command.init_pidfd)
+        _reap(self.pid)
+        if message.kind is StatusKind.END_OF_FILE:
+            placeholders.reclaim()
+        for fd in (self.pidfd, self._command.pidfd, self._command.init_pidfd, self._exit_socket):
+            if fd >= 0:
+                os.close(fd)
         self.ended = Ended(
             message.wait_status if message.kind is StatusKind.COMMAND_ENDED else None,
             message.kind is StatusKind.TIMED_OUT,
@@ -105,7 +118,7 @@ class SandboxedProcess:
         """Sends a signal to the command, which handles it as it likes. Does nothing when the command has ended."""
         if self.ended is None:
             try:
-                signal.pidfd_send_signal(self._command_pidfd, number)
+                signal.pidfd_send_signal(self._command.pidfd, number)
             except ProcessLookupError:
                 pass
 
@@ -114,15 +127,21 @@ class SandboxedProcess:
         if self.ended is None:
             hang_up(self._exit_socket)
 
-    def _reap(self) -> None:
-        try:
-            _, status = os.waitpid(self.pid, 0)
-        except ChildProcessError:
-            status = 0  # somebody else waited for all children of this process
-        if self._has_claims and os.WIFSIGNALED(status):
-            placeholders.reclaim()
-        for fd in (self.pidfd, self._command_pidfd, self._exit_socket):
-            os.close(fd)
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass  # somebody else waited for all children of this process
+
+
+def _wait_for_end(pidfd: int) -> None:
+    if pidfd >= 0:
+        from select import POLLIN, poll
+
+        ended = poll()
+        ended.register(pidfd, POLLIN)
+        ended.poll()
 
 
 def block_relayed_signals() -> None:
@@ -141,16 +160,47 @@ def launch(
     Raises `SetupError` when the sandbox could not be built, `ExecError` when the command could not be executed,
     `UnsupportedHostError` and `PolicyError` as planning and filters do. Nothing runs then and nothing is left.
     """
+    if plan.allow_nested_sandboxes and os.geteuid() == 0:
+        # verify_root_map() in kernel/user_namespace.c; to leave the capability in would let the command plant files
+        # whose capabilities count outside.
+        raise UnsupportedHostError(
+            "nested sandboxes need an unprivileged user: only with CAP_SETFCAP may one map root again, and nobody "
+            "inside has that"
+        )
+    placeholders.reclaim()
     if plan.fresh_proc and proc_fallback.is_refused():
         plan = plan.without_fresh_proc()
     try:
-        return _launch_once(plan, command, streams)
-    except SetupError as error:
-        # Nothing has been executed, so the failed launch was its own preflight.
-        if not plan.fresh_proc or error.step != SetupStep.PROC.name.lower():
-            raise
-        proc_fallback.remember_refusal(error)
-        return _launch_once(plan.without_fresh_proc(), command, streams)
+        with StandardStreamsOpen():
+            try:
+                return _launch_once(plan, command, streams)
+            except SetupError as error:
+                # Nothing has been executed, so the failed launch was its own preflight.
+                if not plan.fresh_proc or error.step != SetupStep.PROC.name.lower():
+                    raise
+                proc_fallback.remember_refusal(error)
+                return _launch_once(plan.without_fresh_proc(), command, streams)
+    except (SetupError, ExecError):
+        raise
+    except OSError as error:
+        raise setup_error(SetupStep.FILE_DESCRIPTORS, error.errno or 0, "preparing the launch") from None
+
+
+class StandardStreamsOpen:
+    """Keeps 0 to 2 occupied, by nothing where this process was started without them.
+
+    Otherwise a descriptor of the launch would get such a number and be the command's.
+    """
+
+    def __enter__(self) -> None:
+        self.fillers: list[int] = []
+        while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) < 3:  # noqa: PLR2004 - the standard streams
+            self.fillers.append(fd)
+        os.close(fd)
+
+    def __exit__(self, *exception: object) -> None:
+        for fd in self.fillers:
+            os.close(fd)
 
 
 def _launch_once(plan: SandboxPlan, command: Command, streams: tuple[int, int, int]) -> SandboxedProcess:
@@ -175,93 +225,84 @@ def _start(
     streams: tuple[int, int, int],
     claims: Sequence[Claim],
 ) -> SandboxedProcess:
-    opened: list[int] = []  # what this process has no use for once the monitor runs, or has failed to
-    kept: list[int] = []  # what it keeps if the command runs
-
-    def own(fd: int, into: list[int]) -> int:
-        # 0 to 2 are the command's; they are free here when this process was started without them.
-        while fd < 3:  # noqa: PLR2004 - the standard streams
-            into.append(fd)
-            fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-        into.append(fd)
-        return fd
-
+    mine: list[int] = []  # closed here unless the command runs
+    theirs: list[int] = []  # the monitor's, closed here as soon as it has them, so that their closing can be seen
     try:
-        setup_end, exit_end = socketpair(), socketpair()
-        setup_socket, exit_socket = own(setup_end[0], opened), own(exit_end[0], kept)
+        for _ in ("setup", "exit"):
+            here, there = socketpair()
+            mine.append(here)
+            theirs.append(there)
+        theirs.append(os.pidfd_open(os.getpid()))
+        setup_socket, exit_socket = mine
         spec = pack_spec(
             plan,
             command,
             seccomp_filter=seccomp_filter,
-            setup_socket=own(setup_end[1], opened),
-            exit_socket=own(exit_end[1], opened),
-            owner_pidfd=own(os.pidfd_open(os.getpid()), opened),
+            setup_socket=theirs[0],
+            exit_socket=theirs[1],
+            owner_pidfd=theirs[2],
             claims=claims,
         )
-        control_fds = [*opened[1:], *command.inherited_fds, *(claim.lock_fd for claim in claims)]
-        placed = [fd if _is_open(fd) else own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), opened) for fd in streams]
-        result = _spawn(spec, placed, control_fds)
-        kept.append(result.pidfd)
-        # The ends that the monitor has must be its alone, so that their closing can be seen.
-        for fd in opened[1:]:
-            os.close(fd)
-        del opened[1:]
-        command_pidfd = _await_command(setup_socket, exit_socket, result, command)
-        process = SandboxedProcess(plan, result.pid, result.pidfd, command_pidfd, exit_socket, has_claims=bool(claims))
-        kept.clear()
-        return process
+        monitor = _spawn(spec, streams, [*theirs, *command.inherited_fds, *(claim.lock_fd for claim in claims)])
+        mine.append(monitor.pidfd)
+        _close(theirs)
+        executed = _await_command(setup_socket, exit_socket, monitor, command)
+        mine[:] = [setup_socket]
+        return SandboxedProcess(plan, monitor, executed, exit_socket)
     finally:
-        for fd in (*opened, *kept):
-            os.close(fd)
+        _close(mine)
+        _close(theirs)
+
+
+def _close(fds: list[int]) -> None:
+    while fds:
+        os.close(fds.pop())
 
 
 class _Spawned(NamedTuple):
+    """The monitor."""
+
     pid: int
     pidfd: int
 
 
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
+class _Executed(NamedTuple):
+    """The command that runs, and the init of its sandbox; -1 without one, or while it is not known."""
+
+    pidfd: int
+    init_pidfd: int
 
 
-def _spawn(spec: bytes, streams: list[int], control_fds: list[int]) -> _Spawned:
+def _spawn(spec: bytes, streams: tuple[int, int, int], control_fds: list[int]) -> _Spawned:
     """Starts the monitor: the helper, or a fork of this process where no helper can be executed."""
     result = ffi.new("struct spawn_result *")
     spec_fd = os.memfd_create("pybwrap-spec", os.MFD_CLOEXEC)
     try:
-        if spec_fd < 3:  # noqa: PLR2004 - the standard streams
-            spec_fd, low = fcntl.fcntl(spec_fd, fcntl.F_DUPFD_CLOEXEC, 3), spec_fd
-            os.close(low)
         os.write(spec_fd, spec)
-        lib.spawn_helper(os.fsencode(HELPER), spec_fd, streams, control_fds, len(control_fds), result)
+        lib.spawn_helper(os.fsencode(HELPER), spec_fd, list(streams), control_fds, len(control_fds), result)
     finally:
         os.close(spec_fd)
     if result.error in _CANNOT_EXECUTE:
         block = bytearray(spec)
-        lib.fork_launch(ffi.from_buffer(block), len(block), streams, result)
+        lib.fork_launch(ffi.from_buffer(block), len(block), list(streams), result)
     if result.error:
         raise setup_error(SetupStep.PROCESS, result.error, "starting the process that builds the sandbox")
     return _Spawned(result.pid, result.pidfd)
 
 
-def _await_command(setup_socket: int, exit_socket: int, monitor: _Spawned, command: Command) -> int:
-    """Waits until the command has been executed, and returns its pidfd. Otherwise the monitor is gone on return."""
+def _await_command(setup_socket: int, exit_socket: int, monitor: _Spawned, command: Command) -> _Executed:
+    """Waits until the command has been executed. Otherwise the monitor is gone on return."""
     try:
-        command_pidfd, failure = _read_setup(setup_socket, exit_socket)
+        executed, failure = _read_setup(setup_socket, exit_socket)
     except BaseException:
         signal.pidfd_send_signal(monitor.pidfd, signal.SIGKILL)
-        _reap_monitor(monitor)
+        _reap(monitor.pid)
         raise
     if failure is None:
-        return command_pidfd
+        return executed
 
-    if command_pidfd >= 0:
-        os.close(command_pidfd)
-    _reap_monitor(monitor)
+    _reap(monitor.pid)
+    _close([fd for fd in executed if fd >= 0])
     if failure.kind is StatusKind.EXEC_FAILED:
         raise ExecError(failure.error, os.strerror(failure.error), command.executable)
     if failure.kind is StatusKind.SETUP_FAILED:
@@ -269,24 +310,17 @@ def _await_command(setup_socket: int, exit_socket: int, monitor: _Spawned, comma
     raise setup_error(SetupStep.PROCESS, 0, "the processes that set it up were killed")
 
 
-def _read_setup(setup_socket: int, exit_socket: int) -> tuple[int, StatusMessage | None]:
-    """The command's pidfd (-1 before it was announced), and what failed, if anything did."""
-    command_pidfd = -1
+def _read_setup(setup_socket: int, exit_socket: int) -> tuple[_Executed, StatusMessage | None]:
+    """The command and its init, as far as they were announced, and what failed, if anything did."""
+    executed = _Executed(-1, -1)
     while (message := receive(setup_socket)) is not None and message.kind is StatusKind.COMMAND_READY:
-        command_pidfd = message.fd
+        executed = _Executed(*message.fds)
     if message is not None and message.kind is not StatusKind.END_OF_FILE:
-        return command_pidfd, message
-    if command_pidfd >= 0:
-        return command_pidfd, None
+        return executed, message
+    if executed.pidfd >= 0:
+        return executed, None
     # The monitor speaks on the other socket once it has left this one to the command.
-    return command_pidfd, receive(exit_socket)
-
-
-def _reap_monitor(monitor: _Spawned) -> None:
-    try:
-        os.waitid(os.P_PIDFD, monitor.pidfd, os.WEXITED)
-    except ChildProcessError:
-        pass  # somebody else waited for all children of this process
+    return executed, receive(exit_socket)
 
 
 def become(plan: SandboxPlan, command: Command, *, refuse_capabilities: bool = False) -> NoReturn:

@@ -68,13 +68,13 @@ class StatusUsage(NamedTuple):
 
 
 class StatusMessage(NamedTuple):
-    """One record. *error* is an errno; *fd* a descriptor that came along (the receiver's to close), or -1."""
+    """One record. *error* is an errno; *fds* are descriptors that came along, the receiver's to close, or -1."""
 
     kind: StatusKind
     step: int
     error: int
     wait_status: int
-    fd: int
+    fds: tuple[int, int]
     message: str
     usage: StatusUsage
 
@@ -122,7 +122,7 @@ def _decoded(result: int, record: CData) -> StatusMessage | None:
         record.step,
         record.error,
         record.wait_status,
-        record.fd,
+        (record.fds[0], record.fds[1]),
         os.fsdecode(ffi.string(record.message)),
         StatusUsage(
             record.user_time / 1e6,
@@ -162,6 +162,8 @@ def setup_error(step: int, error: int, message: str) -> SetupError:
     except ValueError:
         return SetupError("unknown step", error, message)
     remedy = _REMEDIES.get(known, "")
+    if error == errno.EAGAIN and known in {SetupStep.NAMESPACES, SetupStep.PROCESS}:
+        remedy = "this user may run no more processes: raise ulimit -u, or end some"
     if error == errno.ENOSPC and known in {SetupStep.MOUNT, SetupStep.IDENTITY}:
         remedy = "free some space, or raise sysctl fs.mount-max"
     return SetupError(known.name.lower().replace("_", " "), error, message, remedy)

@@ -8,12 +8,13 @@ nothing outside the writable rules can be written.
 from __future__ import annotations
 
 import os
-from stat import S_ISDIR, S_ISREG
+from stat import S_ISDIR, S_ISREG, S_IWGRP, S_IWOTH, S_IWUSR
 from typing import TYPE_CHECKING, NamedTuple
 
 from pybwrap.errors import PolicyError
 from pybwrap.plan.operation import Operation, OperationKind
 from pybwrap.plan.paths import ResolvedPath, ancestors, components, is_below, resolve
+from pybwrap.plan.placeholder import TARGET, Placeholder
 from pybwrap.policy.profile import Access
 
 if TYPE_CHECKING:
@@ -21,10 +22,7 @@ if TYPE_CHECKING:
 
     from pybwrap.policy.profile import FilesystemEntry, PermissionProfile
 
-__all__ = ["PLACEHOLDER_TARGET", "FilesystemPlan", "Placeholder", "PrivateLayer", "Rule", "plan_filesystem"]
-
-PLACEHOLDER_TARGET = "/dev/null/pybwrap-placeholder"
-"""Where a placeholder symlink leads: below something that is not a directory, so that nothing can be made there."""
+__all__ = ["FilesystemPlan", "PrivateLayer", "Rule", "plan_filesystem"]
 
 MINIMAL_PATHS = (
     "/bin",
@@ -56,17 +54,6 @@ class Rule(NamedTuple):
     path: str
     access: Access
     reason: str
-
-
-class Placeholder(NamedTuple):
-    """An object to stand at a missing protected path while the sandbox runs, so that it cannot be made inside.
-
-    A symlink to nowhere for `.git`, which neither git nor tools that look for one take for a repository; an empty
-    directory for other names, which git does not list as untracked.
-    """
-
-    path: str
-    is_symlink: bool
 
 
 class PrivateLayer(NamedTuple):
@@ -149,24 +136,36 @@ def _read_regular_file(path: str) -> bytes:
         os.close(fd)
 
 
+def _can_be_written_without_capabilities(directory: str) -> bool:
+    """Whether the command, which has no capability, may make something in *directory*."""
+    if os.geteuid() != 0:
+        return os.access(directory, os.W_OK)
+    found = os.stat(directory)
+    if found.st_uid == 0:
+        is_permitted = found.st_mode & S_IWUSR
+    elif found.st_gid in {os.getegid(), *os.getgroups()}:
+        is_permitted = found.st_mode & S_IWGRP
+    else:
+        is_permitted = found.st_mode & S_IWOTH
+    return bool(is_permitted) and os.access(directory, os.W_OK)
+
+
 def plan_filesystem(
     profile: PermissionProfile,
     cwd: str,
     environment: Mapping[str, str],
     *,
     hidden_paths: tuple[str, ...] = (),
-    standing_placeholders: frozenset[str] = frozenset(),
     private_layer: PrivateLayer | None = None,
 ) -> FilesystemPlan:
     """Decides the mounts for *profile*, resolved against *cwd* (a canonical directory) and `$TMPDIR`.
 
     *hidden_paths* are this package's own directories on the host, denied where the policy would expose them;
-    *standing_placeholders* are what other sandboxes have put at missing paths, which counts as missing still.
     *private_layer* is laid over *cwd*, whatever the policy opens there for writing.
 
     Raises `PolicyError` for what cannot be enforced as written.
     """
-    planner = _Planner(profile, cwd, environment, standing_placeholders, private_layer)
+    planner = _Planner(profile, cwd, environment, private_layer)
     planner.read_entries()
     planner.open_private_directory()
     planner.protect_metadata()
@@ -183,13 +182,11 @@ class _Planner:
         profile: PermissionProfile,
         cwd: str,
         environment: Mapping[str, str],
-        absent: frozenset[str],
         private_layer: PrivateLayer | None,
     ) -> None:
         self.profile = profile
         self.cwd = cwd
         self.environment = environment
-        self.absent = absent
         self.private_layer = private_layer
         self.lower = cwd  # what lies under the private layer
         self.rules = _Rules()
@@ -223,10 +220,15 @@ class _Planner:
         return [(directory, f"{word} :tmpdir")] if directory.startswith("/") else []
 
     def read_path(self, path: str, entry: FilesystemEntry, reason: str) -> None:
-        resolved = resolve(path, self.absent)
+        is_implied = entry.access is Access.WRITE and entry.special in IMPLIED_LOCATIONS
+        try:
+            resolved = resolve(path)
+        except PolicyError:
+            if is_implied:
+                return  # not usable outside either
+            raise
         self.refuse_kernel_filesystems(path, resolved.real, entry.access)
         if entry.access is Access.WRITE:
-            is_implied = entry.special in IMPLIED_LOCATIONS
             if resolved.missing is not None and entry.must_exist and not is_implied:
                 raise PolicyError(f"writable root {path!r} does not exist; create it, or leave it out of the policy")
             if resolved.missing is not None or (is_implied and not os.path.isdir(resolved.real)):
@@ -260,8 +262,8 @@ class _Planner:
         """Makes the working directory writable, for the private layer will take the writes."""
         if self.private_layer is None:
             return
-        if self.cwd == "/":
-            raise PolicyError("files and collect need a working directory of their own, which / cannot be")
+        if self.cwd in {"/", "/dev", "/proc"} or is_below(self.cwd, "/proc"):
+            raise PolicyError(f"files and collect need a working directory of their own, which {self.cwd} cannot be")
         if not self.rules.is_visible(self.cwd):
             rule = self.rules.deciding(self.cwd)
             if rule is not None and rule.path != "/":
@@ -304,7 +306,7 @@ class _Planner:
                     if path not in explicit:
                         self.add_rule(Rule(path, Access.READ, reason), ResolvedPath(path, path, ()))
                     continue
-                resolved = resolve(path, self.absent)
+                resolved = resolve(path)
                 if path not in explicit and resolved.real not in explicit:
                     self.protect(Rule(resolved.real, Access.READ, reason), resolved)
                 if name == ".git":
@@ -334,7 +336,7 @@ class _Planner:
         target = os.path.join(os.fsencode(directory), pointer)
         if len(target) > LONGEST_PATH or any(len(part) > LONGEST_NAME for part in target.split(b"/")):
             return None  # nothing can have this name, neither for git nor for the command
-        return resolve(os.fsdecode(target), self.absent)
+        return resolve(os.fsdecode(target))
 
     def protect(self, rule: Rule, resolved: ResolvedPath) -> None:
         """Takes a protection in: it makes what is writable read-only, and what is denied must not become readable."""
@@ -395,7 +397,7 @@ class _Planner:
                 if standing is not None and standing.access is not self.inherited(directory):
                     break  # a mount point already, and what is above it is not writable
                 # A file counts: where one stands for a directory, the path below it can come into being.
-                if os.path.exists(directory) and directory not in self.absent:
+                if resolve(directory).missing is None:
                     held.setdefault(directory, reason)
         return held
 
@@ -453,7 +455,7 @@ class _Planner:
         directory = os.path.dirname(missing)
         if missing in self.placeholders or not os.path.isdir(directory):
             return  # a file where a directory should be is held in its place
-        if not os.access(directory, os.W_OK):
+        if not _can_be_written_without_capabilities(directory):
             # Who cannot write here could not make it inside either; but an owner could make the directory writable.
             is_owner = os.stat(directory).st_uid == os.geteuid()
             if is_owner and not os.statvfs(directory).f_flag & os.ST_RDONLY:
@@ -475,7 +477,7 @@ class _Planner:
         if any(operation.destination == missing for operation in self.operations):
             return
         if os.path.basename(missing) == ".git":
-            self.add(OperationKind.SYMLINK, missing, reason, PLACEHOLDER_TARGET)
+            self.add(OperationKind.SYMLINK, missing, reason, TARGET)
             self.add(OperationKind.PIN_SYMLINK, missing, reason)
         else:
             self.add(OperationKind.TMPFS, missing, reason)

@@ -7,6 +7,7 @@ from stat import S_ISLNK
 from typing import NamedTuple
 
 from pybwrap.errors import PolicyError
+from pybwrap.plan.placeholder import is_placeholder
 
 __all__ = ["ResolvedPath", "ancestors", "components", "is_below", "resolve"]
 
@@ -26,8 +27,8 @@ class ResolvedPath(NamedTuple):
     links: tuple[str, ...]
 
 
-def resolve(path: str, absent: frozenset[str] = frozenset()) -> ResolvedPath:
-    """Follows *path*, which must be absolute, as if the canonical paths in *absent* did not exist.
+def resolve(path: str) -> ResolvedPath:
+    """Follows *path*, which must be absolute. A placeholder counts as missing, as it would be without sandboxes.
 
     Raises `PolicyError` for a loop of symlinks, or a directory that may not be looked into.
     """
@@ -46,17 +47,18 @@ def resolve(path: str, absent: frozenset[str] = frozenset()) -> ResolvedPath:
         if missing is not None:
             current = here
             continue
-        if here in absent:
-            missing = current = here
-            continue
         try:
-            is_link = S_ISLNK(os.lstat(here).st_mode)
+            found = os.lstat(here)
+            stands = not is_placeholder(here, found)
         except (FileNotFoundError, NotADirectoryError):
             missing = current = here
             continue
         except OSError as error:
             raise PolicyError(f"path {path!r}: cannot look at {here!r}: {error.strerror}") from None
-        if not is_link:
+        if not stands:
+            missing = current = here
+            continue
+        if not S_ISLNK(found.st_mode):
             current = here
             continue
         links.append(here)

@@ -12,13 +12,12 @@ from pybwrap.plan.landlock import LandlockRuleset, legacy_ruleset, second_layer
 from pybwrap.plan.operation import Operation, OperationKind
 from pybwrap.plan.paths import resolve
 from pybwrap.plan.seccomp import SeccompMode
-from pybwrap.policy.profile import Access, Enforcement, Network
+from pybwrap.policy.profile import Access, Enforcement, Network, PermissionProfile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pybwrap.plan.filesystem import PrivateLayer
-    from pybwrap.policy.profile import PermissionProfile
 
 __all__ = ["Engine", "NetworkMode", "SandboxPlan", "plan_landlock", "plan_sandbox"]
 
@@ -87,6 +86,15 @@ class SandboxPlan(NamedTuple):
         options += ["--cap-drop", "ALL", "--chdir", cwd]
         return options
 
+    def check_argument_count(self) -> None:
+        """Raises `PolicyError` when bubblewrap would not take that many arguments."""
+        count = len(self.command_line(("command",), "/"))
+        if count > BUBBLEWRAP_ARGUMENT_LIMIT:
+            raise PolicyError(
+                f"the policy needs {count} arguments of bubblewrap, which takes {BUBBLEWRAP_ARGUMENT_LIMIT}; "
+                "grant a directory above the paths instead of each"
+            )
+
     def command_line(self, command: Sequence[str], cwd: str) -> list[str]:
         """The plan and *command* as one bubblewrap command line."""
         return ["bwrap", *self.bubblewrap_options(cwd), "--argv0", command[0], "--", *command]
@@ -102,7 +110,6 @@ def plan_sandbox(
     fresh_proc: bool = True,
     allow_nested_sandboxes: bool = False,
     hidden_paths: tuple[str, ...] = (),
-    standing_placeholders: frozenset[str] = frozenset(),
     private_layer: PrivateLayer | None = None,
 ) -> SandboxPlan:
     """Decides how *profile* is enforced, resolved against the directory *policy_cwd* and *environment*'s TMPDIR.
@@ -120,7 +127,6 @@ def plan_sandbox(
             _directory(policy_cwd),
             environment,
             hidden_paths=hidden_paths,
-            standing_placeholders=standing_placeholders,
             private_layer=private_layer,
         )
     elif private_layer is not None:
@@ -140,7 +146,7 @@ def plan_sandbox(
         landlock = second_layer(
             landlock_abi, _with_types(filesystem.writable_paths), allow_nested_sandboxes=allow_nested_sandboxes
         )
-    return SandboxPlan(
+    plan = SandboxPlan(
         Engine.BUBBLEWRAP,
         operations,
         filesystem,
@@ -150,6 +156,8 @@ def plan_sandbox(
         fresh_proc=fresh_proc,
         allow_nested_sandboxes=allow_nested_sandboxes,
     )
+    plan.check_argument_count()
+    return plan
 
 
 def plan_landlock(
@@ -169,10 +177,19 @@ def plan_landlock(
     if profile.filesystem is None:
         seccomp = None if network is NetworkMode.FULL else _seccomp_mode(network)
         return SandboxPlan(Engine.STAGE, (), None, network, seccomp, None)
-    filesystem = plan_filesystem(profile, _directory(policy_cwd), environment)
+    # Protected names are read-only paths below writable ones, which Landlock cannot express: known, and documented.
+    unprotected = PermissionProfile(profile.filesystem, profile.network, protected_names=())
+    filesystem = plan_filesystem(unprotected, _directory(policy_cwd), environment)
     root = filesystem.access_at("/")
     if root is None or any(rule.access is Access.DENY for rule in filesystem.rules):
         raise PolicyError("the legacy Landlock pipeline cannot restrict what is read; leave out --use-legacy-landlock")
+    for rule in filesystem.rules:
+        around = filesystem.access_at(os.path.dirname(rule.path)) if rule.path != "/" else None
+        if rule.access is Access.READ and around is not None and around.access is Access.WRITE:
+            raise PolicyError(
+                f"the legacy Landlock pipeline cannot keep {rule.path!r} read-only below a writable path "
+                f"({rule.reason}); leave out --use-legacy-landlock"
+            )
     if landlock_abi == 0:
         raise UnsupportedHostError("this kernel has no Landlock (it needs Linux 5.13 with landlock in its lsm= list)")
     ruleset = legacy_ruleset(landlock_abi, _with_types(filesystem.writable_paths))
@@ -203,7 +220,7 @@ def _directory(path: str) -> str:
     """The canonical form of a directory that the policy is resolved against."""
     if "\0" in path:
         raise PolicyError(f"working directory {path!r}: contains a NUL byte")
-    resolved = resolve(os.path.join(os.getcwd(), path))
+    resolved = resolve(path if path.startswith("/") else os.path.join(os.getcwd(), path))
     if resolved.missing is not None:
         raise PolicyError(f"working directory {path!r} does not exist")
     if not os.path.isdir(resolved.real):

@@ -7,7 +7,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from pybwrap.errors import PolicyError
-from pybwrap.plan.sandbox import BUBBLEWRAP_ARGUMENT_LIMIT, Engine
+from pybwrap.plan.sandbox import Engine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ _SECTION = Struct("=III")
 _LANDLOCK_RULE = Struct("=QII")
 _RESOURCE_LIMIT = Struct("=IIQQ")
 _INHERITED_FD = Struct("=i")
-_PLACEHOLDER = Struct("=iIQQII")
+_PLACEHOLDER = Struct("=iIII")
 _FILTER_INSTRUCTION_SIZE = 8
 _SECTION_COUNT = 11
 
@@ -49,12 +49,10 @@ class Command(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A launch's share in a placeholder: the lock that it holds, and how the object is recognised."""
+    """A launch's share in a placeholder: the lock that it holds on the registry's record."""
 
     path: str
     is_symlink: bool
-    device: int
-    inode: int
     lock_fd: int
     registry_path: str
 
@@ -100,18 +98,13 @@ def pack_spec(
     *process_group* makes the command lead one of its own. *refuse_capabilities* fails the launch when the stage
     finds a capability, as is always done under bubblewrap, where none can be left.
 
-    Raises `PolicyError` when the plan needs more arguments than bubblewrap takes.
+    Raises `PolicyError` for a string with a NUL byte.
     """
     uses_bubblewrap = plan.engine is Engine.BUBBLEWRAP
     arguments: list[str] = []
     if uses_bubblewrap:
         # The stage takes the command from the specification: what bubblewrap sees of it counts against its limit.
         arguments = plan.command_line((command.argv[0],), command.cwd)
-        if len(arguments) > BUBBLEWRAP_ARGUMENT_LIMIT:
-            raise PolicyError(
-                f"the policy needs {len(arguments)} arguments of bubblewrap, which takes {BUBBLEWRAP_ARGUMENT_LIMIT}; "
-                "grant a directory above the paths instead of each"
-            )
 
     flags = _PROCESS_GROUP if process_group else 0
     if uses_bubblewrap:
@@ -134,8 +127,6 @@ def pack_spec(
         _PLACEHOLDER.pack(
             claim.lock_fd,
             int(claim.is_symlink),
-            claim.device,
-            claim.inode,
             strings.add(claim.path),
             strings.add(claim.registry_path),
         )

@@ -55,7 +55,6 @@ def plan_for(
     tmpdir: str | Path | None = None,
     protected: tuple[str, ...] = (),
     hidden: tuple[str, ...] = (),
-    standing: frozenset[str] = frozenset(),
 ) -> FilesystemPlan:
     """The plan for *rules*, which must exist unless they are implied; without protected names unless given."""
     entries = [FilesystemEntry(str(location), Access(access)) for location, access in rules.items()]
@@ -65,7 +64,6 @@ def plan_for(
         str(cwd),
         environment,
         hidden_paths=hidden,
-        standing_placeholders=standing,
     )
 
 

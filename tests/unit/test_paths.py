@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from pybwrap.errors import PolicyError
 from pybwrap.plan.paths import ResolvedPath, ancestors, components, is_below, resolve
+from pybwrap.plan.placeholder import DIRECTORY_MODE, TARGET
 from tests.unit.conftest import run_unprivileged
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_a_plain_path_leads_to_itself(tmp_path: Path) -> None:
@@ -134,22 +132,29 @@ def test_names_that_are_not_utf_8_keep_their_bytes(tmp_path: Path) -> None:
     assert os.fsencode(resolve(f"{tmp_path}/link/x").real) == raw + b"/x"
 
 
-def test_what_is_declared_absent_counts_as_missing_though_it_stands(tmp_path: Path) -> None:
-    (tmp_path / "stands/below").mkdir(parents=True)
+def test_a_placeholder_directory_counts_as_missing_though_it_stands(tmp_path: Path) -> None:
     stands = f"{tmp_path}/stands"
-    assert resolve(f"{stands}/below", frozenset({stands})) == ResolvedPath(f"{stands}/below", stands, ())
+    Path(stands).mkdir(DIRECTORY_MODE)
+    assert resolve(f"{stands}/below") == ResolvedPath(f"{stands}/below", stands, ())
 
 
-def test_an_absent_symlink_is_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to("/")
+def test_a_placeholder_symlink_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(TARGET)
     link = f"{tmp_path}/link"
-    assert resolve(link, frozenset({link})) == ResolvedPath(link, link, ())
+    assert resolve(link) == ResolvedPath(link, link, ())
 
 
-def test_an_absent_path_is_recognised_through_a_symlink(tmp_path: Path) -> None:
-    (tmp_path / "stands").mkdir()
+def test_a_placeholder_is_recognised_through_a_symlink(tmp_path: Path) -> None:
+    (tmp_path / "stands").mkdir(DIRECTORY_MODE)
     (tmp_path / "link").symlink_to("stands")
-    assert resolve(f"{tmp_path}/link", frozenset({f"{tmp_path}/stands"})).missing == f"{tmp_path}/stands"
+    assert resolve(f"{tmp_path}/link").missing == f"{tmp_path}/stands"
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o1777, 0o1775, 0o2755, 0o3755])
+def test_no_other_mode_makes_an_empty_directory_a_placeholder(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty").chmod(mode)
+    assert resolve(f"{tmp_path}/empty").missing is None
 
 
 def test_a_path_is_below_a_directory_only_at_a_component_boundary() -> None:

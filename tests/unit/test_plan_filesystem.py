@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pybwrap.errors import PolicyError
-from pybwrap.plan.filesystem import MINIMAL_PATHS, Placeholder, plan_filesystem
+from pybwrap.plan.filesystem import MINIMAL_PATHS, plan_filesystem
 from pybwrap.plan.operation import OperationKind
+from pybwrap.plan.placeholder import DIRECTORY_MODE, TARGET, Placeholder
 from pybwrap.policy import Access, FilesystemEntry, PermissionProfile, SandboxPolicy
 from tests.unit.conftest import NOBODY, plan_for, run_unprivileged, steps
 
@@ -99,17 +100,27 @@ def test_planning_puts_nothing_on_the_host(root: Path) -> None:
 
 
 def test_a_placeholder_of_another_sandbox_counts_as_missing_still(root: Path) -> None:
-    (root / ".codex").mkdir()
-    (root / ".git").symlink_to("/dev/null/pybwrap-placeholder")
-    standing = frozenset({f"{root}/.codex", f"{root}/.git"})
-    plan = plan_for({":root": "read", root: "write"}, protected=(".git", ".codex"), standing=standing)
-    assert plan.placeholders == (Placeholder(f"{root}/.codex", False), Placeholder(f"{root}/.git", True))  # noqa: FBT003
+    (root / ".codex").mkdir(DIRECTORY_MODE)
+    (root / ".git").symlink_to(TARGET)
+    plan = plan_for({":root": "read", root: "write"}, protected=(".git", ".codex"))
+    assert plan.placeholders == (Placeholder(f"{root}/.codex", False), Placeholder(f"{root}/.git", True))
     assert steps(plan, root) == ["--bind .", "--ro-bind /.codex", "pin-symlink /.git"]
 
 
+def test_an_empty_directory_of_the_users_is_no_placeholder(root: Path) -> None:
+    (root / ".codex").mkdir()
+    assert plan_for({":root": "read", root: "write"}, protected=(".codex",)).placeholders == ()
+
+
+def test_a_placeholder_that_the_host_has_filled_is_none_any_more(root: Path) -> None:
+    (root / ".codex").mkdir(DIRECTORY_MODE)
+    (root / ".codex/config").touch()
+    assert plan_for({":root": "read", root: "write"}, protected=(".codex",)).placeholders == ()
+
+
 def test_a_standing_placeholder_on_the_way_to_a_denied_path_is_not_opened(root: Path) -> None:
-    (root / "a").mkdir()
-    plan = plan_for({":root": "read", root: "write", root / "a/b": "deny"}, standing=frozenset({f"{root}/a"}))
+    (root / "a").mkdir(DIRECTORY_MODE)
+    plan = plan_for({":root": "read", root: "write", root / "a/b": "deny"})
     assert steps(plan, root) == ["--bind .", "--ro-bind /a"]
 
 

@@ -471,7 +471,7 @@ def run_python(mode: SeccompMode, code: str, *arguments: str) -> str:
 def test_a_host_datagram_socket_cannot_be_reached_in_restricted(tmp_path: pathlib.Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as host:
         host.bind(str(tmp_path / "log"))
-        host.setblocking(False)  # noqa: FBT003
+        host.setblocking(False)
         output = run_python(
             RESTRICTED,
             """
@@ -497,7 +497,7 @@ for kind in (socket.SOCK_DGRAM, socket.SOCK_RAW):
 def test_an_allowed_socket_does_not_reach_a_host_socket_by_address(tmp_path: pathlib.Path, kind: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as host:
         host.bind(str(tmp_path / "log"))
-        host.setblocking(False)  # noqa: FBT003
+        host.setblocking(False)
         output = run_python(
             RESTRICTED,
             """
