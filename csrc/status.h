@@ -11,10 +11,9 @@
 #include <sys/resource.h>
 
 enum status_kind {
-    STATUS_SETUP_FAILED = 1, /* nothing was executed; `step`, `error` and `message` say why */
-    STATUS_COMMAND_READY =
-        2,                  /* about to be executed; carries a pidfd of the command and one of the init (SCM_RIGHTS) */
-    STATUS_EXEC_FAILED = 3, /* `error` is the errno of execve(2) */
+    STATUS_SETUP_FAILED = 1,  /* nothing was executed; `step`, `error` and `message` say why */
+    STATUS_COMMAND_READY = 2, /* about to be executed; carries pidfds of the command and the init */
+    STATUS_EXEC_FAILED = 3,   /* `error` is the errno of execve(2) */
     STATUS_COMMAND_ENDED = 4, /* `wait_status` is what wait(2) gave the sandbox's init */
     STATUS_TIMED_OUT = 5,     /* the monitor ended the sandbox: its wall time was up */
     STATUS_KILLED = 6,        /* the monitor ended the sandbox: its owner hung up the exit socket */

@@ -33,11 +33,13 @@ class Placeholder(NamedTuple):
 
 def is_placeholder(path: str, found: os.stat_result) -> bool:
     """Whether what lstat(2) has *found* at *path* was put there by a sandbox, and so counts as missing."""
-    if S_ISLNK(found.st_mode):
-        return os.readlink(path) == TARGET
-    if not S_ISDIR(found.st_mode) or found.st_mode & 0o7022 != DIRECTORY_MODE & 0o7000:
+    if not S_ISLNK(found.st_mode) and not (
+        S_ISDIR(found.st_mode) and found.st_mode & 0o7022 == DIRECTORY_MODE & 0o7000
+    ):
         return False
     try:
-        return not os.listdir(path)
+        return os.readlink(path) == TARGET if S_ISLNK(found.st_mode) else not os.listdir(path)
+    except FileNotFoundError:
+        return True  # the last sandbox that needed it has just removed it
     except OSError:
         return False

@@ -16,7 +16,7 @@ import pytest
 
 import pybwrap
 from tests.conftest import (
-    SHARED_MEMORY,
+    REGISTRY,
     TMP,
     as_ordinary_user,
     bare_environment,
@@ -418,7 +418,7 @@ class TestRegistry:
     """The directory in which placeholders are registered, where somebody else could have put it."""
 
     def run(self, setup: str, policy: Mapping[str, object], workspace: Path) -> Completed:
-        prefix = in_private_namespaces(setup.format(registry=SHARED_MEMORY / "pybwrap-0"))
+        prefix = in_private_namespaces(setup.format(registry=REGISTRY))
         return run_prefixed(prefix, [*flags(policy, workspace), "sh", "-c", "echo ran; ls -A"], workspace)
 
     @pytest.mark.parametrize(
@@ -435,7 +435,7 @@ class TestRegistry:
     )
     def test_one_that_is_not_private_is_refused(self, workspace: Path, setup: str) -> None:
         done = self.run(setup, WORKSPACE_WRITE, workspace)
-        assert_refused(done, SETUP, "(placeholders)", "/dev/shm/pybwrap-0")  # noqa: S108
+        assert_refused(done, SETUP, "(placeholders)", str(REGISTRY))
         assert names_in(workspace) == []
 
     def test_one_that_is_somebody_elses_is_refused(self, workspace: Path) -> None:
@@ -447,7 +447,7 @@ class TestRegistry:
             foreign = Path("/usr")
         before = names_in(workspace)
         done = self.run(f"mkdir {{registry}}; mount --bind {foreign} {{registry}}", WORKSPACE_WRITE, workspace)
-        assert_refused(done, SETUP, "(placeholders)", "/dev/shm/pybwrap-0")  # noqa: S108
+        assert_refused(done, SETUP, "(placeholders)", str(REGISTRY))
         assert names_in(workspace) == before
 
     def test_a_foreign_record_in_a_world_writable_one_removes_nothing(self, workspace: Path) -> None:
