@@ -78,7 +78,8 @@ finish(struct rusage *used)
 }
 
 /* Ends the sandbox before its command has ended, and tells the owner that nothing of it is left. */
-static void __attribute__((noreturn)) end_sandbox(enum status_kind why)
+static void __attribute__((noreturn))
+end_sandbox(enum status_kind why)
 {
     struct status_record record = { .kind = why };
     struct rusage used = { 0 };
