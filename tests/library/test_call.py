@@ -186,7 +186,7 @@ def run_script(workspace: Path, source: str, *options: str) -> subprocess.Comple
     script.write_text("import pybwrap, sys\nPOLICY = pybwrap.SandboxPolicy.read_only()\n" + textwrap.dedent(source))
     return subprocess.run(
         [sys.executable, *options, *([] if "-m" in options else [script])],
-        env=clean_environment(),
+        env=clean_environment(PYTHONSAFEPATH=None),
         cwd=workspace,
         capture_output=True,
         text=True,

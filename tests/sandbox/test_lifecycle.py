@@ -48,7 +48,7 @@ def run_script(script: str, cwd: Path, *arguments: str) -> list[str]:
     done = subprocess.run(
         script_command(script, *arguments),
         cwd=cwd,
-        env=clean_environment(),
+        env=clean_environment(PYTHONUNBUFFERED="1"),  # what it prints and what its commands print are one text
         capture_output=True,
         text=True,
         check=False,
