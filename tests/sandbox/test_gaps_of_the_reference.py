@@ -446,7 +446,7 @@ def test_9_a_name_that_is_nowhere_on_path_ends_as_in_a_shell(run_policy: RunPoli
     assert "command not found on PATH" in done.stderr
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root can search every directory")
+@pytest.mark.unprivileged  # root can search every directory
 def test_9_a_name_that_is_nowhere_on_path_ends_so_although_a_directory_there_is_closed(
     workspace: Path, run_policy: RunPolicy
 ) -> None:
@@ -493,13 +493,7 @@ def nested(outer: tuple[Word, ...], inner: tuple[Word, ...], *command: Word) -> 
     return ["run", "--no-tmp", *outer, "--", *command_line("run", "--no-tmp", *inner, "--", *command)]
 
 
-needs_a_user = pytest.mark.skipif(
-    os.geteuid() == 0,
-    reason="AS ROOT A SANDBOX CANNOT BE NESTED: a user namespace maps uid 0 again only for who has CAP_SETFCAP",
-)
-
-
-@needs_a_user
+@pytest.mark.unprivileged  # nobody inside may map root again
 @pytest.mark.parametrize("outer_network", [(), ("--allow-network",)], ids=["isolated", "network"])
 @pytest.mark.parametrize("inner_network", [(), ("--allow-network",)], ids=["isolated", "network"])
 def test_11_a_sandbox_can_be_made_in_a_sandbox_that_allows_it(
@@ -515,7 +509,7 @@ def test_11_a_sandbox_can_be_made_in_a_sandbox_that_allows_it(
     assert sorted(str(path.relative_to(workspace)) for path in workspace.rglob("*")) == ["inner", "inner/a"]
 
 
-@needs_a_user
+@pytest.mark.unprivileged  # nobody inside may map root again
 def test_11_the_outer_sandbox_still_protects_what_the_inner_one_opens(workspace: Path, pybwrap: RunPybwrap) -> None:
     (workspace / "root/.git").mkdir(parents=True)
     outer = ("--allow-nested", "--allow-network", "-w", workspace / "root")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -145,14 +144,14 @@ def test_a_tilde_is_the_home_directory(pybwrap: RunPybwrap, tree: Path) -> None:
     assert writes(done) == ["ok", "EROFS"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root is refused")
+@pytest.mark.as_root
 def test_nested_sandboxes_of_root_are_refused_with_the_reason(pybwrap: RunPybwrap) -> None:
     done = pybwrap("run", "--allow-nested", "--", "true")
     assert done.returncode == 125
     assert "nested sandboxes need an unprivileged user" in done.stderr
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nobody inside may map root again: the unprivileged run has these tests")
+@pytest.mark.unprivileged  # nobody inside may map root again
 class TestNested:
     INNER: tuple[list[Word], ...] = (
         ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "true"],
