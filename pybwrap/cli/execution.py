@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pybwrap.cli import CANNOT_EXECUTE, NOT_FOUND, SETUP_FAILED, report
 from pybwrap.errors import PolicyError
-from pybwrap.launch import host, placeholders, proc_fallback
+from pybwrap.launch import host, proc_fallback, registry
 from pybwrap.launch.process import ExecError, become, block_relayed_signals, launch
 from pybwrap.plan.sandbox import Engine, SandboxPlan, plan_sandbox
 from pybwrap.plan.spec import Command
@@ -38,7 +38,7 @@ def plan_here(
         proxy_only=proxy_only,
         fresh_proc=fresh_proc,
         allow_nested_sandboxes=allow_nested_sandboxes,
-        hidden_paths=(placeholders.registry_directory(),),
+        hidden_paths=(registry.directory(),),
     )
 
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from functools import cache
-from stat import S_ISDIR, S_ISLNK
+from stat import S_ISLNK
 from typing import TYPE_CHECKING
 
 from pybwrap.errors import SetupError
+from pybwrap.launch import registry
 from pybwrap.plan.placeholder import DIRECTORY_MODE, TARGET, is_placeholder
 from pybwrap.plan.spec import Claim
 
@@ -24,51 +24,12 @@ if TYPE_CHECKING:
 
     from pybwrap.plan.placeholder import Placeholder
 
-__all__ = ["claim", "open_registry", "reclaim", "registry_directory", "release"]
+__all__ = ["claim", "reclaim", "release"]
 
 _RETRIES = 100
 
 LONGEST_PATH = 4096
 """PATH_MAX of linux/limits.h, in bytes."""
-
-
-def registry_directory() -> str:
-    """The registry of this user. On /dev/shm, which sandboxes have a private one of; /tmp is often theirs to write."""
-    parent = "/dev/shm" if os.path.isdir("/dev/shm") else "/tmp"  # noqa: S108 - made and checked by open_registry
-    return f"{parent}/pybwrap-{_outer_uid()}"
-
-
-@cache
-def _outer_uid() -> int:
-    """The user as the surrounding user namespace knows it: root in one of its own must not meet the machine's root."""
-    uid = os.geteuid()
-    with open("/proc/self/uid_map", encoding="ascii") as file:
-        for line in file:
-            inner, outer, count = map(int, line.split())
-            if inner <= uid < inner + count:
-                return outer + uid - inner
-    return uid
-
-
-def _is_private(path: str) -> bool:
-    """Whether *path* is a directory that nobody but this user can change."""
-    found = os.lstat(path)
-    return S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
-
-
-def open_registry() -> str:
-    """Makes the registry if it is not there; returns its path. Raises `SetupError` for one that others could change."""
-    path = registry_directory()
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise SetupError("placeholders", error.errno or 0, f"cannot make {path}") from None
-    if not _is_private(path):
-        remedy = "it must be a directory of this user's with mode 0700: remove it, or ask whose it is to"
-        raise SetupError("placeholders", errno.EPERM, f"{path} can be changed by others", remedy)
-    return path
 
 
 def _registry_name(path: str) -> str:
@@ -100,26 +61,13 @@ def _remove(path: str) -> None:
         pass
 
 
-def reclaim() -> None:
-    """Removes what killed launches left behind. Passes over a registry that is not this user's alone."""
-    registry = registry_directory()
+def reclaim(record: str) -> None:
+    """Removes a placeholder of killed launches, given its record; leaves one that somebody needs."""
     try:
-        names = os.listdir(registry)
-        if not names or not _is_private(registry):
-            return
+        fd = os.open(record, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
-        return
-    for name in names:
-        try:
-            fd = os.open(f"{registry}/{name}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except IsADirectoryError:
-            from pybwrap.launch import workspace_overlay
-
-            workspace_overlay.reclaim(f"{registry}/{name}")
-            continue
-        except OSError:
-            continue  # its last user has just removed it
-        _give_back(fd, f"{registry}/{name}")
+        return  # its last user has just removed it
+    _give_back(fd, record)
 
 
 def _give_back(fd: int, registry_path: str) -> None:
@@ -166,7 +114,7 @@ def claim(placeholders: Iterable[Placeholder]) -> list[Claim]:
 
 def _claim_one(placeholder: Placeholder) -> Claim:
     path = placeholder.path
-    registry_path = f"{open_registry()}/{_registry_name(path)}"
+    registry_path = f"{registry.make()}/{_registry_name(path)}"
     for _ in range(_RETRIES):
         fd = os.open(registry_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         fcntl.flock(fd, fcntl.LOCK_SH)

@@ -16,7 +16,7 @@ from subprocess import DEVNULL, PIPE, STDOUT, CalledProcessError, TimeoutExpired
 from typing import TYPE_CHECKING, Any
 
 from pybwrap.errors import PolicyError, UnsupportedHostError
-from pybwrap.launch import host, placeholders, proc_fallback
+from pybwrap.launch import host, proc_fallback, registry
 from pybwrap.launch.limits import Limits
 from pybwrap.launch.process import ExecError, SandboxedProcess, StandardStreamsOpen, launch
 from pybwrap.launch.result import CompletedProcess, Enforced, Outcome, Usage
@@ -593,7 +593,7 @@ def _plan(
         environment=command.environment,
         landlock_abi=host.landlock_abi(),
         allow_nested_sandboxes=allow_nested_sandboxes,
-        hidden_paths=(placeholders.registry_directory(),),
+        hidden_paths=(registry.directory(),),
         private_layer=private_layer,
     )
 

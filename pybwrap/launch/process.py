@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pybwrap._native import ffi, lib
 from pybwrap.errors import SetupError, UnsupportedHostError
-from pybwrap.launch import placeholders, proc_fallback
+from pybwrap.launch import leftovers, placeholders, proc_fallback
 from pybwrap.launch.seccomp_filter import compile_filter
 from pybwrap.launch.status import (
     SetupStep,
@@ -104,7 +104,7 @@ class SandboxedProcess:
             _wait_for_end(self._command.init_pidfd)
         _reap(self.pid)
         if message.kind is StatusKind.END_OF_FILE:
-            placeholders.reclaim()
+            leftovers.reclaim()
         for fd in (self.pidfd, self._command.pidfd, self._command.init_pidfd, self._exit_socket):
             if fd >= 0:
                 os.close(fd)
@@ -167,7 +167,7 @@ def launch(
             "nested sandboxes need an unprivileged user: only with CAP_SETFCAP may one map root again, and nobody "
             "inside has that"
         )
-    placeholders.reclaim()
+    leftovers.reclaim()
     if plan.fresh_proc and proc_fallback.is_refused():
         plan = plan.without_fresh_proc()
     try:

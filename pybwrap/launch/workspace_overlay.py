@@ -18,6 +18,7 @@ from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING, NamedTuple
 
 from pybwrap.errors import SetupError
+from pybwrap.launch import registry
 from pybwrap.plan.filesystem import PrivateLayer
 
 if TYPE_CHECKING:
@@ -248,19 +249,15 @@ def _read(fd: int, limit: int) -> bytes | None:
 
 def _make_scratch() -> tuple[str, int]:
     """A new directory in the registry, and the locked descriptor that says that somebody uses it."""
-    from pybwrap.launch.placeholders import open_registry
-
-    registry = open_registry()
-    for name in os.listdir(registry):
-        reclaim(f"{registry}/{name}")
+    parent = registry.make()
     while True:
         try:
-            scratch = tempfile.mkdtemp(prefix=_PREFIX, dir=registry)
+            scratch = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
             lock = os.open(scratch, _DIRECTORY)
         except FileNotFoundError:
             continue  # for the reason below
         except OSError as error:
-            raise SetupError("files", error.errno or 0, f"cannot make a directory in {registry}") from None
+            raise SetupError("files", error.errno or 0, f"cannot make a directory in {parent}") from None
         fcntl.flock(lock, fcntl.LOCK_EX)
         # A run that looks for what others left behind may have found it between these lines.
         if os.path.isdir(scratch):

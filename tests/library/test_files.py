@@ -34,7 +34,7 @@ UNSEEN = PermissionProfile({":minimal": "read"})
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A registry that no other test uses, so that what is left in it can be counted."""
     directory = f"{REGISTRY}-test-{os.getpid()}"
-    monkeypatch.setattr("pybwrap.launch.placeholders.registry_directory", lambda: directory)
+    monkeypatch.setattr("pybwrap.launch.registry.directory", lambda: directory)
     yield Path(directory)
     if Path(directory).exists():
         assert names_in(Path(directory)) == []
@@ -318,7 +318,7 @@ def test_modes_and_attributes_do_not_keep_anything(workspace: Path) -> None:
 
 OWNER = """
 import os, sys, pybwrap
-pybwrap.launch.placeholders.registry_directory = lambda: sys.argv[1]
+pybwrap.launch.registry.directory = lambda: sys.argv[1]
 process = pybwrap.Popen(["sh", "-c", sys.argv[2]], policy=pybwrap.SandboxPolicy.read_only(), files={"a": b""})
 print("started", flush=True)
 sys.stdin.read()
@@ -326,7 +326,7 @@ sys.stdin.read()
 
 
 def start_owner(workspace: Path, registry: Path, script: str) -> subprocess.Popen[str]:
-    program = "import pybwrap.launch.placeholders\n" + OWNER
+    program = "import pybwrap.launch.registry\n" + OWNER
     owner = subprocess.Popen(
         [sys.executable, "-Wignore", "-c", program, registry, script],
         stdin=subprocess.PIPE,
