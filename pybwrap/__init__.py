@@ -1,4 +1,9 @@
-"""Run commands in a bubblewrap sandbox that this package brings along."""
+"""Run commands in a bubblewrap sandbox that this package brings along.
+
+>>> import pybwrap
+>>> pybwrap.run(["mkdir", "/usr/new"], policy=pybwrap.SandboxPolicy.read_only(), stderr=pybwrap.DEVNULL).returncode
+1
+"""
 
 from __future__ import annotations
 

@@ -50,6 +50,18 @@ class Process:
     """A command in a sandbox, as `asyncio.subprocess.Process` is a command without. Not made by hand.
 
     *stdin*, *stdout* and *stderr* are None unless they were `PIPE`, or the process has a terminal of its own.
+
+    >>> import asyncio, pybwrap
+    >>> from pybwrap import aio
+    >>> async def first_line():
+    ...     process = await aio.create_subprocess_exec(
+    ...         "yes", policy=pybwrap.SandboxPolicy.read_only(), stdout=aio.PIPE, stderr=aio.STDOUT
+    ...     )
+    ...     line = await process.stdout.readline()
+    ...     process.kill()
+    ...     return line.strip(), await process.wait(), process.outcome.value
+    >>> asyncio.run(first_line())
+    (b'y', -9, 'killed')
     """
 
     def __init__(
@@ -171,6 +183,16 @@ async def create_subprocess_exec(
 
     *limit* is how many bytes the readers of stdout and stderr buffer, and the longest line that they return. *policy*
     and what follows are `pybwrap.Popen`'s, and so are the errors. Cancelling leaves nothing of the sandbox behind.
+
+    >>> import asyncio, pybwrap
+    >>> from pybwrap import aio
+    >>> async def upper_case(text):
+    ...     process = await aio.create_subprocess_exec(
+    ...         "tr", "a-z", "A-Z", policy=pybwrap.SandboxPolicy.read_only(), stdin=aio.PIPE, stdout=aio.PIPE
+    ...     )
+    ...     return (await process.communicate(text))[0]
+    >>> asyncio.run(upper_case(b"hello"))
+    b'HELLO'
     """
     popen = await _launch(
         functools.partial(
@@ -207,7 +229,16 @@ async def create_subprocess_shell(
     limit: int = _STREAM_LIMIT,
     **parameters: Unpack[_SandboxParameters],
 ) -> Process:
-    """Has /bin/sh run *cmd* in a sandbox. Everything else is as in `create_subprocess_exec`."""
+    """Has /bin/sh run *cmd* in a sandbox. Everything else is as in `create_subprocess_exec`.
+
+    >>> import asyncio, pybwrap
+    >>> from pybwrap import aio
+    >>> async def exit_status(line):
+    ...     policy = pybwrap.SandboxPolicy.read_only()
+    ...     return await (await aio.create_subprocess_shell(line, policy=policy, stdin=aio.DEVNULL)).wait()
+    >>> asyncio.run(exit_status("exit 3"))
+    3
+    """
     if not isinstance(cmd, (str, bytes)):
         raise ValueError("cmd must be a string")  # noqa: TRY004 - as asyncio has it
     return await create_subprocess_exec(
@@ -229,6 +260,11 @@ async def run(
     Further parameters are `pybwrap.Popen`'s, *text* and *encoding* among them. *timeout* is in seconds from when the
     command runs. Raises `TimeoutExpired` (with the output so far), `CalledProcessError` with *check*, and what
     `pybwrap.Popen` raises. Nothing of the sandbox is left when this returns or raises, `CancelledError` included.
+
+    >>> import asyncio, pybwrap
+    >>> from pybwrap import aio
+    >>> asyncio.run(aio.run(["cat"], policy=pybwrap.SandboxPolicy.read_only(), input="hi", stdout=aio.PIPE, text=True))
+    CompletedProcess(args=['cat'], returncode=0, stdout='hi', outcome='exited')
     """
     use_pipes(kwargs, has_input=input is not None, capture_output=capture_output)
     popen = await _launch(functools.partial(_WatchedPopen, args, **kwargs))

@@ -33,6 +33,15 @@ def main(argv: Sequence[str | bytes]) -> int:
 
     Returns the exit status of the sandbox: the command's, or 128+N if signal N ended it. Where bubblewrap gives up, it
     writes its line to stderr and this process ends with status 1; nothing of Python runs then.
+
+    >>> import subprocess, sys
+    >>> program = '''
+    ... import sys
+    ... from pybwrap import bwrap
+    ... sys.exit(bwrap.main(["bwrap", "--ro-bind", "/", "/", "sh", "-c", "exit 3"]))
+    ... '''
+    >>> subprocess.run([sys.executable, "-c", program]).returncode
+    3
     """
     # Python ignores the first two, which the command would inherit, and turns the third into an exception.
     for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
@@ -46,6 +55,12 @@ def fork_main(argv: Sequence[str | bytes], *, stderr: int | None = None) -> int:
 
     *stderr* is a descriptor for what bubblewrap and the command write there; None keeps this process's. No Python
     runs in the child. Raises `OSError` when no process can be made.
+
+    >>> import os
+    >>> from pybwrap import bwrap
+    >>> pid = bwrap.fork_main(["bwrap", "--ro-bind", "/", "/", "sh", "-c", "exit 3"])
+    >>> os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    3
     """
     words, array = _array(argv)
     pid = lib.fork_bwrap_main(len(words), array, -1 if stderr is None else stderr)

@@ -12,15 +12,35 @@ __all__ = ["PolicyError", "PybwrapError", "RemoteError", "SetupError", "Unsuppor
 
 
 class PybwrapError(Exception):
-    """The base of every error of this package; never raised itself."""
+    """The base of every error of this package; never raised itself.
+
+    >>> import pybwrap
+    >>> try:
+    ...     pybwrap.run(["true"], policy=pybwrap.SandboxPolicy.workspace_write(["/missing"]))
+    ... except pybwrap.PybwrapError as error:
+    ...     print(error)
+    writable root '/missing' does not exist; create it, or leave it out of the policy
+    """
 
 
 class PolicyError(PybwrapError, ValueError):
-    """Raised when a policy is malformed, or asks for what cannot be enforced. Nothing has been run."""
+    """Raised when a policy is malformed, or asks for what cannot be enforced. Nothing has been run.
+
+    >>> import pybwrap
+    >>> pybwrap.SandboxPolicy.from_json('{"type": "read-only", "network": true}')
+    Traceback (most recent call last):
+    pybwrap.errors.PolicyError: invalid sandbox policy: at $.network: unknown field; allowed: type, network_access
+    """
 
 
 class UnsupportedHostError(PybwrapError):
-    """Raised when this machine lacks what the policy needs: a library, a kernel feature, an architecture."""
+    """Raised when this machine lacks what the policy needs: a library, a kernel feature, an architecture.
+
+    >>> import pybwrap
+    >>> pybwrap.run(["true"], policy=pybwrap.SandboxPolicy.read_only(network_access=True), require=["netns"])
+    Traceback (most recent call last):
+    pybwrap.errors.UnsupportedHostError: required but not to be had with this policy on this machine: netns
+    """
 
 
 class SetupError(PybwrapError, OSError):
@@ -28,6 +48,10 @@ class SetupError(PybwrapError, OSError):
 
     *errno* is the kernel's reason (0 when there is none), *step* names the operation that failed, *what* the
     object it failed on, and *remedy* what to do about it.
+
+    >>> import errno, pybwrap
+    >>> print(pybwrap.SetupError("mount", errno.ENOMEM, "/srv", "free some memory"))
+    cannot set up the sandbox (mount): /srv: Cannot allocate memory; free some memory
     """
 
     def __init__(self, step: str, errno: int, what: str, remedy: str = "") -> None:
@@ -51,6 +75,13 @@ class RemoteError(PybwrapError):
     *message* says why; *type_name* is the type of the exception that the function has raised, or empty, and
     *traceback* its text. Both come from code that is not trusted. *outcome* is how the interpreter ended when that is
     the reason, or None.
+
+    >>> import json, pybwrap
+    >>> try:
+    ...     pybwrap.call(json.loads, "{", policy=pybwrap.SandboxPolicy.read_only())
+    ... except pybwrap.RemoteError as error:
+    ...     print(error.type_name)
+    json.decoder.JSONDecodeError
     """
 
     def __init__(self, message: str, type_name: str = "", traceback: str = "", outcome: Outcome | None = None) -> None:

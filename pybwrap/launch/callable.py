@@ -70,6 +70,10 @@ def call(
     Raises `TypeError` for what cannot be sent (nothing has been started then) and for a result that cannot come back,
     `RemoteError` for other exceptions of the function, for a result over the limit, and when the interpreter ends
     without one; `TimeoutExpired`; and what `pybwrap.run` raises.
+
+    >>> import json, pybwrap
+    >>> pybwrap.call(json.loads, '{"a": [1, 2]}', policy=pybwrap.SandboxPolicy.read_only(), timeout=60)
+    {'a': [1, 2]}
     """
     if not callable(function):
         raise TypeError(f"expected a function, got {type(function).__name__}")

@@ -15,6 +15,12 @@ class Limits(NamedTuple):
     *cpu_time* and *memory* (address space) bound each process, *processes* what the user runs inside (not for root,
     whom RLIMIT_NPROC exempts), *open_files* and *file_size* each process (setrlimit(2)). *wall_time* ends the whole
     sandbox, also while its owner is busy. *output* bounds what is captured of stdout and stderr together.
+
+    >>> import pybwrap
+    >>> limits = pybwrap.Limits(wall_time=10, output=1000)
+    >>> done = pybwrap.run(["yes"], policy=pybwrap.SandboxPolicy.read_only(), capture_output=True, limits=limits)
+    >>> len(done.stdout), done.outcome.value
+    (1000, 'output_limit')
     """
 
     cpu_time: float | None = None

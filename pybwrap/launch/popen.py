@@ -12,6 +12,7 @@ import termios
 import threading
 import time
 import warnings
+from stat import S_ISDIR
 from subprocess import DEVNULL, PIPE, STDOUT, CalledProcessError, TimeoutExpired
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ CORE_ENVIRONMENT = ("PATH", "SHELL", "TMPDIR", "TEMP", "TMP", "HOME", "LANG", "L
 _CHUNK = 64 * 1024
 _PIPE_BUF = 4096
 """As many bytes as a writable pipe takes without blocking (pipe(7))."""
+_LONGEST_REPR = 80
 
 
 def core_environment() -> dict[str, str]:
@@ -70,6 +72,13 @@ class Popen:
     when the sandbox cannot be built. Nothing has been run then.
 
     The sandbox ends with the process that owns it, however that ends; not with the thread that started it.
+
+    >>> import pybwrap
+    >>> policy = pybwrap.SandboxPolicy.read_only()
+    >>> with pybwrap.Popen(["sort"], policy=policy, stdin=pybwrap.PIPE, stdout=pybwrap.PIPE, text=True) as process:
+    ...     output, _ = process.communicate("pear apple fig".replace(" ", chr(10)))
+    >>> output.split(), process.returncode, process.outcome.value
+    (['apple', 'fig', 'pear'], 0, 'exited')
     """
 
     stdin: IO[Any] | None = None
@@ -81,7 +90,7 @@ class Popen:
     def __init__(
         self,
         args: Arguments,
-        bufsize: int = -1,
+        bufsize: int | None = -1,
         executable: Path | None = None,
         stdin: int | IO[Any] | None = None,
         stdout: int | IO[Any] | None = None,
@@ -106,6 +115,10 @@ class Popen:
     ) -> None:
         if text is not None and universal_newlines is not None and bool(text) != bool(universal_newlines):
             raise subprocess.SubprocessError("cannot disambiguate text and universal_newlines: both are given")
+        if bufsize is None:
+            bufsize = -1
+        if not isinstance(bufsize, int):
+            raise TypeError("bufsize must be an integer")
         self.args = args
         self.returncode: int | None = None
         self.encoding = encoding
@@ -121,7 +134,11 @@ class Popen:
         self._captured_size = 0
         self._input: memoryview = memoryview(b"")
         self._communicating = False
+        self._result: tuple[Any, Any] | None = None
+        self._encoding = encoding or "utf-8"
+        self._owner = os.getpid()
 
+        _take_abandoned()
         command = _command(args, executable, cwd, env, pass_fds, self.limits, shell=shell, terminal=pty)
         if files or collect:
             from pybwrap.launch.workspace_overlay import WorkspaceOverlay
@@ -132,19 +149,23 @@ class Popen:
             plan = _plan(policy, command, allow_nested_sandboxes=allow_nested_sandboxes, private_layer=layer)
             _check_requirements(plan, frozenset(require))
             with StandardStreamsOpen(), _Streams(stdin, stdout, stderr, pty=pty) as streams:
+                # Before the launch, for an encoding that does not exist must not leave a sandbox that nobody has.
+                self._open_streams(streams, bufsize)
                 self._started = time.monotonic()
                 try:
                     self._process = launch(plan, command, streams=streams.childs)
                 except ExecError as error:
                     raise _subprocess_error(error, command) from None
-                self._open_streams(streams, bufsize)
+            self.enforced = _enforced(self._process.plan)
+            _check_fresh_proc(self, frozenset(require))
         except BaseException as error:
+            for stream in (self.stdin, self.stdout, self.stderr):
+                if stream is not None:
+                    stream.close()
             if self._overlay is not None:
                 self._overlay.remove()
                 self._overlay.explain(error)
             raise
-        self.enforced = _enforced(self._process.plan)
-        _check_fresh_proc(self, frozenset(require))
 
     # --- The same as subprocess ---------------------------------------------------------------------------------
 
@@ -250,8 +271,12 @@ class Popen:
         """
         if self._communicating and input:
             raise ValueError("Cannot send input after starting communication")
+        if self._result is not None:
+            return self._result
         deadline = None if timeout is None else time.monotonic() + timeout
         if not self._communicating:
+            if timeout is None and (stream := self._only_stream()) is not None:
+                return self._read_through(stream)
             self._communicating = True
             self._prepare_communication(input)
         try:
@@ -259,7 +284,7 @@ class Popen:
             self.wait(_left_until(deadline))
         except TimeoutExpired:
             raise TimeoutExpired(
-                self.args, timeout or 0.0, self._output(self.stdout), self._output(self.stderr)
+                self.args, timeout or 0.0, self._output(self.stdout) or None, self._output(self.stderr) or None
             ) from None
         return self._text(self._output(self.stdout)), self._text(self._output(self.stderr))
 
@@ -280,11 +305,14 @@ class Popen:
 
     def __del__(self) -> None:
         if self._process is not None and self.returncode is None:
+            if self._owner == os.getpid():
+                _abandoned.append((self._process, self._waitpid_lock))
             message = f"sandboxed process {self._process.pid} is still running"
             warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: returncode: {self.returncode} args: {self.args!r}>"
+        text = f"<{type(self).__name__}: returncode: {self.returncode} args: {self.args!r}>"
+        return text if len(text) <= _LONGEST_REPR else f"{text[: _LONGEST_REPR - 4]}...>"
 
     # --- Streams ------------------------------------------------------------------------------------------------
 
@@ -297,15 +325,33 @@ class Popen:
             if fd is None:
                 continue
             stream: IO[Any] = open(fd, mode, bufsize)  # noqa: SIM115 - belongs to this object
+            setattr(self, name, stream)
             if self.text_mode:
-                stream = io.TextIOWrapper(
+                text = io.TextIOWrapper(
                     stream,
                     encoding=self.encoding,
                     errors=self.errors,
                     line_buffering=line_buffering and name == "stdin",
-                    write_through=line_buffering and name == "stdin",
+                    write_through=name == "stdin",
                 )
-            setattr(self, name, stream)
+                self._encoding = text.encoding
+                setattr(self, name, text)
+
+    def _only_stream(self) -> IO[Any] | None:
+        """The one pipe, if there is one and it can be read to its end at once."""
+        if self.stdin is not None or self.limits.output is not None:
+            return None
+        stream = self.stderr if self.stdout is None else self.stdout if self.stderr is None else None
+        return None if stream is None or stream.closed else stream
+
+    def _read_through(self, stream: IO[Any]) -> tuple[Any, Any]:
+        """Reads by the stream's own means, so that what it has read ahead is not lost."""
+        output = stream.read()
+        stream.close()
+        self.wait()
+        self._communicating = True
+        self._result = (output, None) if stream is self.stdout else (None, output)
+        return self._result
 
     def _prepare_communication(self, given: bytes | str | None) -> None:
         self._input = memoryview(self._encoded(given) or b"").cast("B")
@@ -314,7 +360,7 @@ class Popen:
             if not self._input:
                 _ignoring_broken_pipe(self.stdin.close)
         for stream in (self.stdout, self.stderr):
-            if stream and not stream.closed:
+            if stream:
                 self._captured[stream] = []
 
     def _exchange(self, deadline: float | None) -> None:
@@ -372,13 +418,31 @@ class Popen:
             return given
         if not self.text_mode:
             raise TypeError("a bytes-like object is required, not 'str': open the process in text mode")
-        return given.replace("\n", os.linesep).encode(self.encoding or "utf-8", self.errors or "strict")
+        return given.encode(self._encoding, self.errors or "strict")
 
     def _text(self, data: bytes | None) -> bytes | str | None:
         if data is None or not self.text_mode:
             return data
-        text = data.decode(self.encoding or "utf-8", self.errors or "strict")
+        text = data.decode(self._encoding, self.errors or "strict")
         return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+_abandoned: list[tuple[SandboxedProcess, threading.Lock]] = []
+"""Sandboxes whose `Popen` was dropped before their end was known. A later launch takes it, as in subprocess."""
+os.register_at_fork(after_in_child=_abandoned.clear)
+
+
+def _take_abandoned() -> None:
+    for entry in list(_abandoned):
+        process, lock = entry
+        if lock.acquire(blocking=False):
+            try:
+                if process.wait(0) is not None:
+                    _abandoned.remove(entry)
+            except ValueError:
+                pass  # another thread has just removed it
+            finally:
+                lock.release()
 
 
 def _left_until(deadline: float | None) -> float | None:
@@ -482,6 +546,17 @@ def run(
 
     Further parameters are `Popen`'s. Raises `TimeoutExpired` (with the output so far; the sandbox has ended),
     `CalledProcessError` with *check*, and what `Popen` raises.
+
+    >>> import pybwrap
+    >>> policy = pybwrap.SandboxPolicy.workspace_write()
+    >>> done = pybwrap.run(["mkdir", ".aws/new"], policy=policy, stdout=pybwrap.PIPE, stderr=pybwrap.STDOUT, text=True)
+    >>> done.returncode, "Read-only file system" in done.stdout
+    (1, True)
+    >>> try:
+    ...     pybwrap.run(["sleep", "60"], policy=policy, timeout=0.1)
+    ... except pybwrap.TimeoutExpired as error:
+    ...     print(error)
+    Command '['sleep', '60']' timed out after 0.1 seconds
     """
     use_pipes(kwargs, has_input=input is not None, capture_output=capture_output)
     with Popen(args, **kwargs) as process:
@@ -530,9 +605,22 @@ def completed(
 
 
 def check_output(args: Arguments, *, timeout: float | None = None, **kwargs: Any) -> Any:  # noqa: ANN401 - as subprocess
-    """What a command wrote to stdout; raises `CalledProcessError` if it failed. As `subprocess.check_output`."""
+    """What a command wrote to stdout; raises `CalledProcessError` if it failed. As `subprocess.check_output`.
+
+    >>> import pybwrap
+    >>> policy = pybwrap.SandboxPolicy.read_only()
+    >>> pybwrap.check_output(["expr", "6", "*", "7"], policy=policy, text=True).strip()
+    '42'
+    >>> try:
+    ...     pybwrap.check_output("exit 3", shell=True, policy=policy)
+    ... except pybwrap.CalledProcessError as error:
+    ...     print(error.returncode)
+    3
+    """
     if "stdout" in kwargs or "check" in kwargs:
         raise ValueError("stdout and check arguments not allowed, they will be overridden.")
+    if "input" in kwargs and kwargs["input"] is None:
+        kwargs["input"] = b""  # not what None is to `run`
     return run(args, stdout=PIPE, timeout=timeout, check=True, **kwargs).stdout
 
 
@@ -551,15 +639,19 @@ def _command(
     terminal: bool,
 ) -> Command:
     if isinstance(args, (str, bytes, os.PathLike)):
-        argv = ["/bin/sh", "-c", os.fsdecode(args)] if shell else [os.fsdecode(args)]
+        if shell and isinstance(args, os.PathLike):
+            raise TypeError("path-like args is not allowed when shell is true")
+        argv = [os.fsdecode(args)]
     else:
-        argv = ["/bin/sh", "-c", *map(os.fsdecode, args)] if shell else [os.fsdecode(word) for word in args]
+        argv = [os.fsdecode(word) for word in args]
+    if shell:
+        argv = ["/bin/sh" if executable is None else os.fsdecode(executable), "-c", *argv]
     if not argv:
         raise ValueError("args must not be empty")
-    directory = os.getcwd() if cwd is None else os.path.abspath(os.fsdecode(cwd))
-    if not os.path.isdir(directory):
-        number = errno.ENOTDIR if os.path.lexists(directory) else errno.ENOENT
-        raise OSError(number, os.strerror(number), os.fsdecode(cwd or directory))
+    directory = _directory(os.getcwd() if cwd is None else os.fsdecode(cwd))
+    inherited = {int(fd) for fd in pass_fds}
+    if min(inherited, default=0) < 0:
+        raise ValueError("pass_fds: a file descriptor cannot be negative")
     environment = core_environment() if env is None else {os.fsdecode(k): os.fsdecode(v) for k, v in env.items()}
     for name in environment:
         if not name or "=" in name:
@@ -572,11 +664,26 @@ def _command(
         tuple(argv),
         directory,
         environment,
-        tuple(sorted({fd for fd in pass_fds if fd > 2})),  # noqa: PLR2004 - the standard streams go in anyway
+        tuple(sorted(fd for fd in inherited if fd > 2)),  # noqa: PLR2004 - the standard streams go in anyway
         limits.resource_limits(),
         limits.wall_time,
         terminal,
     )
+
+
+def _directory(given: str) -> str:
+    """The absolute path of a working directory. Raises what chdir(2) would."""
+    number = 0
+    try:
+        if not S_ISDIR(os.stat(given).st_mode):
+            number = errno.ENOTDIR
+        elif not os.access(given, os.X_OK):
+            number = errno.EACCES
+    except OSError as error:
+        number = error.errno or errno.ENOENT
+    if number:
+        raise OSError(number, os.strerror(number), given)
+    return os.path.abspath(given)
 
 
 def _plan(

@@ -15,7 +15,15 @@ Output = TypeVar("Output")
 
 
 class Outcome(StrEnum):
-    """Why the command ended."""
+    """Why the command ended.
+
+    >>> import pybwrap
+    >>> policy = pybwrap.SandboxPolicy.read_only()
+    >>> pybwrap.run(["sleep", "60"], policy=policy, limits=pybwrap.Limits(wall_time=0.1)).outcome
+    <Outcome.TIMED_OUT: 'timed_out'>
+    >>> pybwrap.run(["false"], policy=policy).outcome == "exited"
+    True
+    """
 
     EXITED = "exited"
     SIGNALED = "signaled"
@@ -29,7 +37,13 @@ class Outcome(StrEnum):
 
 
 class Usage(NamedTuple):
-    """What everything that ran inside has used together (getrusage(2)). Times are in seconds, sizes in bytes."""
+    """What everything that ran inside has used together (getrusage(2)). Times are in seconds, sizes in bytes.
+
+    >>> import pybwrap
+    >>> used = pybwrap.run(["sleep", "0.1"], policy=pybwrap.SandboxPolicy.read_only()).usage
+    >>> used.wall_time > 0.1 > used.user_time, used.max_rss > 0
+    (True, True)
+    """
 
     user_time: float = 0.0
     system_time: float = 0.0
@@ -41,7 +55,13 @@ class Usage(NamedTuple):
 
 
 class Enforced(NamedTuple):
-    """What stood between the command and the machine."""
+    """What stood between the command and the machine.
+
+    >>> import pybwrap
+    >>> enforced = pybwrap.run(["true"], policy=pybwrap.SandboxPolicy.read_only()).enforced
+    >>> enforced.engine, enforced.network, enforced.seccomp, "pid" in enforced.namespaces
+    ('bubblewrap', 'isolated', 'restricted', True)
+    """
 
     engine: str
     """"bubblewrap", or "stage" where no namespaces were asked for."""
@@ -61,7 +81,16 @@ class Enforced(NamedTuple):
 
 
 class CompletedProcess(subprocess.CompletedProcess[Output], Generic[Output]):
-    """`subprocess.CompletedProcess`, and how the command ended, what it used and what was enforced."""
+    """`subprocess.CompletedProcess`, and how the command ended, what it used, what was enforced and what it left.
+
+    *files* is what was collected, by path relative to the working directory.
+
+    >>> import pybwrap
+    >>> pybwrap.run(["cp", "a", "b"], policy=pybwrap.SandboxPolicy.read_only(), files={"a": b"hello"}, collect=["b"])
+    CompletedProcess(args=['cp', 'a', 'b'], returncode=0, outcome='exited')
+    >>> _.files
+    {'b': b'hello'}
+    """
 
     def __init__(
         self,

@@ -78,6 +78,11 @@ class PermissionProfile:
     matches cannot be read. None leaves the filesystem as it is. *network* is "restricted" or "enabled".
 
     Raises `PolicyError` for anything else.
+
+    >>> import pybwrap
+    >>> policy = pybwrap.PermissionProfile({":root": "read", ":workspace_roots": "write", "/etc/passwd": "deny"})
+    >>> pybwrap.run("touch here && cat /etc/passwd", shell=True, policy=policy, capture_output=True, text=True).stderr
+    'cat: /etc/passwd: Permission denied...'
     """
 
     __slots__ = ("enforcement", "filesystem", "network", "protected_names")

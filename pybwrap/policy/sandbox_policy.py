@@ -35,7 +35,16 @@ class PolicyType(Enum):
 
 
 class SandboxPolicy:
-    """One of four policies; made by the class methods, which give each its own parameters."""
+    """One of four policies; made by the class methods, which give each its own parameters.
+
+    Two policies that say the same are equal, none can be changed, and all can be pickled.
+
+    >>> from pybwrap import SandboxPolicy
+    >>> SandboxPolicy.workspace_write(["/srv/cache"], exclude_slash_tmp=True)
+    SandboxPolicy('workspace-write', exclude_slash_tmp=True, writable_roots=('/srv/cache',))
+    >>> SandboxPolicy.from_json('{"type": "read-only"}') == SandboxPolicy.read_only()
+    True
+    """
 
     __slots__ = ("exclude_slash_tmp", "exclude_tmpdir_env_var", "network_access", "type", "writable_roots")
 
