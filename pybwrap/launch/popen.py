@@ -339,10 +339,10 @@ class Popen:
 
     def _only_stream(self) -> IO[Any] | None:
         """The one pipe, if there is one and it can be read to its end at once."""
-        if self.stdin is not None or self.limits.output is not None:
+        streams = [stream for stream in (self.stdin, self.stdout, self.stderr) if stream is not None]
+        if len(streams) != 1 or streams[0] is self.stdin or streams[0].closed or self.limits.output is not None:
             return None
-        stream = self.stderr if self.stdout is None else self.stdout if self.stderr is None else None
-        return None if stream is None or stream.closed else stream
+        return streams[0]
 
     def _read_through(self, stream: IO[Any]) -> tuple[Any, Any]:
         """Reads by the stream's own means, so that what it has read ahead is not lost."""

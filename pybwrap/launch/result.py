@@ -86,9 +86,11 @@ class CompletedProcess(subprocess.CompletedProcess[Output], Generic[Output]):
     *files* is what was collected, by path relative to the working directory.
 
     >>> import pybwrap
-    >>> pybwrap.run(["cp", "a", "b"], policy=pybwrap.SandboxPolicy.read_only(), files={"a": b"hello"}, collect=["b"])
+    >>> policy = pybwrap.SandboxPolicy.read_only()
+    >>> done = pybwrap.run(["cp", "a", "b"], policy=policy, files={"a": b"hello"}, collect=["b"])
+    >>> done
     CompletedProcess(args=['cp', 'a', 'b'], returncode=0, outcome='exited')
-    >>> _.files
+    >>> done.files
     {'b': b'hello'}
     """
 
