@@ -76,7 +76,7 @@ class Process:
         self.stdin = stdin
         self.stdout = stdout
         self.stderr = stderr
-        self.pid = popen.pid
+        self.pid: int = popen.pid
         """The monitor's pid on this machine; the command's own is the sandbox's business."""
         self.enforced: Enforced = popen.enforced
 

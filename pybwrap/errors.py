@@ -27,9 +27,9 @@ class PolicyError(PybwrapError, ValueError):
     """Raised when a policy is malformed, or asks for what cannot be enforced. Nothing has been run.
 
     >>> import pybwrap
-    >>> pybwrap.SandboxPolicy.from_json('{"type": "read-only", "writable_roots": []}')
+    >>> pybwrap.SandboxPolicy.from_json('{"type": "read-only", "network_access": 1}')
     Traceback (most recent call last):
-    pybwrap.errors.PolicyError: invalid sandbox policy: at $.writable_roots: unknown field; allowed: type, network_access
+    pybwrap.errors.PolicyError: invalid sandbox policy: at $.network_access: expected true or false, got a number
     """
 
 

@@ -49,7 +49,7 @@ class Encoder:
     """Encodes values, as long as they cost no more than *limit* bytes."""
 
     def __init__(self, limit: int) -> None:
-        self.left = limit
+        self.left: int = limit
 
     def encode(self, value: Any, depth: int = 0) -> bytes:  # noqa: ANN401 - whatever the function returned
         """Raises `TypeError` for what is not plain data, `TooLargeError` beyond the limit."""

@@ -123,8 +123,8 @@ class Popen:
         self.returncode: int | None = None
         self.encoding = encoding
         self.errors = errors
-        self.text_mode = bool(encoding or errors or text or universal_newlines)
-        self.limits = Limits() if limits is None else limits
+        self.text_mode: bool = bool(encoding or errors or text or universal_newlines)
+        self.limits: Limits = Limits() if limits is None else limits
         self.outcome: Outcome | None = None
         self.usage: Usage | None = None
         self.files: dict[str, bytes] = {}
@@ -156,7 +156,7 @@ class Popen:
                     self._process = launch(plan, command, streams=streams.childs)
                 except ExecError as error:
                     raise _subprocess_error(error, command) from None
-            self.enforced = _enforced(self._process.plan)
+            self.enforced: Enforced = _enforced(self._process.plan)
             _check_fresh_proc(self, frozenset(require))
         except BaseException as error:
             for stream in (self.stdin, self.stdout, self.stderr):

@@ -71,8 +71,8 @@ class SandboxedProcess:
 
     def __init__(self, plan: SandboxPlan, monitor: _Spawned, command: _Executed, exit_socket: int) -> None:
         self.plan = plan
-        self.pid = monitor.pid
-        self.pidfd = monitor.pidfd
+        self.pid: int = monitor.pid
+        self.pidfd: int = monitor.pidfd
         self._command = command
         self._exit_socket = exit_socket
         self.ended: Ended | None = None

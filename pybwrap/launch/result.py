@@ -108,9 +108,9 @@ class CompletedProcess(subprocess.CompletedProcess[Output], Generic[Output]):
     ) -> None:
         super().__init__(args, returncode, stdout, stderr)
         self.outcome = outcome
-        self.usage = Usage() if usage is None else usage
+        self.usage: Usage = Usage() if usage is None else usage
         self.enforced = enforced
-        self.files = {} if files is None else dict(files)
+        self.files: dict[str, bytes] = {} if files is None else dict(files)
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, outcome={self.outcome.value!r})"

@@ -95,7 +95,9 @@ class WorkspaceOverlay:
         scratch, lock = _make_scratch()
         # Also when nobody waits for the command, and when this process ends.
         self._finalizer = weakref.finalize(self, _discard, scratch, lock, os.getpid())
-        self.layer = PrivateLayer(f"{scratch}/upper", f"{scratch}/work", f"{scratch}/empty", tuple(self._files))
+        self.layer: PrivateLayer = PrivateLayer(
+            f"{scratch}/upper", f"{scratch}/work", f"{scratch}/empty", tuple(self._files)
+        )
         try:
             self._fill(directory)
         except OSError as error:

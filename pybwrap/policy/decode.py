@@ -37,9 +37,9 @@ class Value:
     __slots__ = ("content", "faults", "path")
 
     def __init__(self, content: object, path: str, faults: list[Fault]) -> None:
-        self.content = content
-        self.path = path
-        self.faults = faults
+        self.content: object = content
+        self.path: str = path
+        self.faults: list[Fault] = faults
 
     def refuse(self, message: str) -> None:
         self.faults.append(Fault(self.path, message))
