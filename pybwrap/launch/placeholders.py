@@ -101,14 +101,16 @@ def claim(placeholders: Iterable[Placeholder]) -> list[Claim]:
     Raises `SetupError`; nothing is left behind then.
     """
     claims: list[Claim] = []
+    path = ""
     try:
         for placeholder in placeholders:
+            path = placeholder.path
             claims.append(_claim_one(placeholder))
     except OSError as error:
         release(claims)
         if isinstance(error, SetupError):
             raise
-        raise SetupError("placeholders", error.errno or 0, f"cannot make {placeholder.path}") from None
+        raise SetupError("placeholders", error.errno or 0, f"cannot make {path}") from None
     return claims
 
 

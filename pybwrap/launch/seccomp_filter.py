@@ -114,10 +114,11 @@ def _tests(lib: Lib, condition: Condition | None) -> list[list[tuple[int, int, i
         Operator.GE: lib.SCMP_CMP_GE,
         Operator.MASKED_EQ: lib.SCMP_CMP_MASKED_EQ,
     }
-    return [
-        [(condition.argument, operators[operator], *((mask, value) if operator is Operator.MASKED_EQ else (value, 0)))]
-        for operator, value, mask in condition.any_of
-    ]
+    tests = []
+    for operator, value, mask in condition.any_of:
+        first, second = (mask, value) if operator is Operator.MASKED_EQ else (value, 0)
+        tests.append([(condition.argument, operators[operator], first, second)])
+    return tests
 
 
 def _refuse_by_number(actions: dict[str, int]) -> bytes:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from pybwrap.errors import PolicyError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
 __all__ = ["DEFAULT_PROTECTED_NAMES", "Access", "Enforcement", "FilesystemEntry", "Network", "PermissionProfile"]
 
@@ -105,7 +106,7 @@ class PermissionProfile:
         entries: tuple[FilesystemEntry, ...] | None
         if filesystem is None:
             entries = None
-        elif hasattr(filesystem, "items"):
+        elif isinstance(filesystem, Mapping):
             entries = tuple(
                 FilesystemEntry(location, member_of(Access, access, f"access of {location!r}"))
                 for location, access in filesystem.items()
@@ -126,6 +127,18 @@ class PermissionProfile:
         set_once(self, "filesystem", entries)
         set_once(self, "network", member_of(Network, network, "network"))
         set_once(self, "protected_names", names)
+
+    @classmethod
+    def from_json(cls, document: str | bytes | dict[str, object]) -> PermissionProfile:
+        """Reads the JSON form, as text or already parsed. Raises `PolicyError` that names every key at fault.
+
+        >>> import pybwrap
+        >>> pybwrap.PermissionProfile.from_json('{"file_system": {"read": [":root"], "write": ["/srv"]}}')
+        PermissionProfile(filesystem={':root': 'read', '/srv': 'write'}, network='restricted')
+        """
+        from pybwrap.policy.decode import permission_profile_from_json
+
+        return permission_profile_from_json(document)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{type(self).__name__} is immutable")
