@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 from pybwrap._native import ffi, lib
@@ -76,6 +77,8 @@ class SandboxedProcess:
         self._command = command
         self._exit_socket = exit_socket
         self.ended: Ended | None = None
+        self._lock = threading.RLock()  # a signal handler may send while the end is being taken
+        """Held to use descriptors or to close them: one thread may wait while another sends a signal."""
 
     def fileno(self) -> int:
         """A descriptor that is readable when nothing of the sandbox is left, until `wait` has said so."""
@@ -105,27 +108,30 @@ class SandboxedProcess:
         _reap(self.pid)
         if message.kind is StatusKind.END_OF_FILE:
             leftovers.reclaim()
-        for fd in (self.pidfd, self._command.pidfd, self._command.init_pidfd, self._exit_socket):
-            if fd >= 0:
-                os.close(fd)
-        self.ended = Ended(
-            message.wait_status if message.kind is StatusKind.COMMAND_ENDED else None,
-            message.kind is StatusKind.TIMED_OUT,
-            message.usage if message.kind is not StatusKind.END_OF_FILE else None,
-        )
+        with self._lock:
+            self.ended = Ended(
+                message.wait_status if message.kind is StatusKind.COMMAND_ENDED else None,
+                message.kind is StatusKind.TIMED_OUT,
+                message.usage if message.kind is not StatusKind.END_OF_FILE else None,
+            )
+            for fd in (self.pidfd, self._command.pidfd, self._command.init_pidfd, self._exit_socket):
+                if fd >= 0:
+                    os.close(fd)
 
     def send_signal(self, number: int) -> None:
         """Sends a signal to the command, which handles it as it likes. Does nothing when the command has ended."""
-        if self.ended is None:
-            try:
-                signal.pidfd_send_signal(self._command.pidfd, number)
-            except ProcessLookupError:
-                pass
+        with self._lock:
+            if self.ended is None:
+                try:
+                    signal.pidfd_send_signal(self._command.pidfd, number)
+                except ProcessLookupError:
+                    pass
 
     def kill(self) -> None:
         """Has the monitor end the whole sandbox: with its init, the kernel kills whatever runs inside."""
-        if self.ended is None:
-            hang_up(self._exit_socket)
+        with self._lock:
+            if self.ended is None:
+                hang_up(self._exit_socket)
 
 
 def _reap(pid: int) -> None:
