@@ -12,17 +12,14 @@ import termios
 import threading
 import time
 import warnings
-from stat import S_ISDIR
 from subprocess import DEVNULL, PIPE, STDOUT, CalledProcessError, TimeoutExpired
-from typing import TYPE_CHECKING, Any
+from types import GenericAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pybwrap.errors import PolicyError, UnsupportedHostError
-from pybwrap.launch import host, proc_fallback, registry
 from pybwrap.launch.limits import Limits
-from pybwrap.launch.process import ExecError, SandboxedProcess, StandardStreamsOpen, launch
+from pybwrap.launch.process import SandboxedProcess, StandardStreamsOpen
+from pybwrap.launch.request import command_for, start
 from pybwrap.launch.result import CompletedProcess, Enforced, Outcome, Usage
-from pybwrap.plan.sandbox import Engine, NetworkMode, SandboxPlan, plan_sandbox
-from pybwrap.plan.spec import Command
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +27,6 @@ if TYPE_CHECKING:
     from typing import IO, Self
 
     from pybwrap.launch.workspace_overlay import WorkspaceOverlay
-    from pybwrap.plan.filesystem import PrivateLayer
     from pybwrap.policy import PermissionProfile, SandboxPolicy
 
     Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -38,18 +34,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DEVNULL", "PIPE", "STDOUT", "CalledProcessError", "Popen", "TimeoutExpired", "check_output", "run"]
 
-CORE_ENVIRONMENT = ("PATH", "SHELL", "TMPDIR", "TEMP", "TMP", "HOME", "LANG", "LOGNAME", "USER", "TERM", "TZ")
-"""What a command gets of this process's environment when `env` is not given, and every `LC_*`. No secrets."""
-
 _CHUNK = 64 * 1024
 _PIPE_BUF = 4096
 """As many bytes as a writable pipe takes without blocking (pipe(7))."""
 _LONGEST_REPR = 80
-
-
-def core_environment() -> dict[str, str]:
-    """The part of this process's environment that a command needs and that holds no secrets."""
-    return {name: value for name, value in os.environ.items() if name in CORE_ENVIRONMENT or name.startswith("LC_")}
 
 
 class Popen:
@@ -59,7 +47,9 @@ class Popen:
     *env*; None gives `core_environment()`, so that no secret goes in unasked. *pass_fds* keep their numbers and
     nothing else is inherited. *pty* gives the command a terminal of its own: reads and writes go through `stdin` and
     `stdout`, which are its other end. *limits* bound what it may use. *require* names layers ("userns", "netns",
-    "seccomp", "landlock", "fresh_proc") that must be in force. *allow_nested_sandboxes* lets it build its own.
+    "seccomp", "landlock", "fresh_proc") that must be in force; *fallback* names what may take the place of a sandbox
+    where no namespace can be made: "landlock", which guards files with Landlock and the network with the filter, and
+    keeps neither the protected names nor processes apart. *allow_nested_sandboxes* lets the command build its own.
 
     *files* (contents by path, relative to *cwd*) are there for the command and nowhere else, and what it leaves in
     *cwd* that matches one of the patterns *collect* is in the attribute `files` when it has ended, at most
@@ -84,6 +74,8 @@ class Popen:
     stdin: IO[Any] | None = None
     stdout: IO[Any] | None = None
     stderr: IO[Any] | None = None
+    __class_getitem__: ClassVar[Any] = classmethod(GenericAlias)
+    enforced: Enforced
     _process: SandboxedProcess | None = None
     _overlay: WorkspaceOverlay | None = None
 
@@ -108,6 +100,7 @@ class Popen:
         pty: bool = False,
         limits: Limits | None = None,
         require: Iterable[str] = (),
+        fallback: Iterable[str] = (),
         allow_nested_sandboxes: bool = False,
         files: Mapping[str | os.PathLike[str], bytes] | None = None,
         collect: Iterable[str] = (),
@@ -139,25 +132,26 @@ class Popen:
         self._owner = os.getpid()
 
         _take_abandoned()
-        command = _command(args, executable, cwd, env, pass_fds, self.limits, shell=shell, terminal=pty)
+        command = command_for(args, executable, cwd, env, pass_fds, self.limits, shell=shell, terminal=pty)
         if files or collect:
             from pybwrap.launch.workspace_overlay import WorkspaceOverlay
 
             self._overlay = WorkspaceOverlay(command.cwd, files or {}, collect, collect_limit)
         try:
             layer = None if self._overlay is None else self._overlay.layer
-            plan = _plan(policy, command, allow_nested_sandboxes=allow_nested_sandboxes, private_layer=layer)
-            _check_requirements(plan, frozenset(require))
             with StandardStreamsOpen(), _Streams(stdin, stdout, stderr, pty=pty) as streams:
                 # Before the launch, for an encoding that does not exist must not leave a sandbox that nobody has.
                 self._open_streams(streams, bufsize)
                 self._started = time.monotonic()
-                try:
-                    self._process = launch(plan, command, streams=streams.childs)
-                except ExecError as error:
-                    raise _subprocess_error(error, command) from None
-            self.enforced: Enforced = _enforced(self._process.plan)
-            _check_fresh_proc(self, frozenset(require))
+                self._process, self.enforced = start(
+                    policy,
+                    command,
+                    streams.childs,
+                    require=frozenset(require),
+                    fallback=frozenset(fallback),
+                    allow_nested_sandboxes=allow_nested_sandboxes,
+                    private_layer=layer,
+                )
         except BaseException as error:
             for stream in (self.stdin, self.stdout, self.stderr):
                 if stream is not None:
@@ -622,141 +616,3 @@ def check_output(args: Arguments, *, timeout: float | None = None, **kwargs: Any
     if "input" in kwargs and kwargs["input"] is None:
         kwargs["input"] = b""  # not what None is to `run`
     return run(args, stdout=PIPE, timeout=timeout, check=True, **kwargs).stdout
-
-
-# --- From parameters to a plan ----------------------------------------------------------------------------------
-
-
-def _command(
-    args: Arguments,
-    executable: Path | None,
-    cwd: Path | None,
-    env: Mapping[str, str] | None,
-    pass_fds: Iterable[int],
-    limits: Limits,
-    *,
-    shell: bool,
-    terminal: bool,
-) -> Command:
-    if isinstance(args, (str, bytes, os.PathLike)):
-        if shell and isinstance(args, os.PathLike):
-            raise TypeError("path-like args is not allowed when shell is true")
-        argv = [os.fsdecode(args)]
-    else:
-        argv = [os.fsdecode(word) for word in args]
-    if shell:
-        argv = ["/bin/sh" if executable is None else os.fsdecode(executable), "-c", *argv]
-    if not argv:
-        raise ValueError("args must not be empty")
-    directory = _directory(os.getcwd() if cwd is None else os.fsdecode(cwd))
-    inherited = {int(fd) for fd in pass_fds}
-    if min(inherited, default=0) < 0:
-        raise ValueError("pass_fds: a file descriptor cannot be negative")
-    environment = core_environment() if env is None else {os.fsdecode(k): os.fsdecode(v) for k, v in env.items()}
-    for name in environment:
-        if not name or "=" in name:
-            raise ValueError("illegal environment variable name")
-    environment["PWD"] = directory
-    if any("\0" in text for text in (*argv, directory, *environment, *environment.values())):
-        raise ValueError("embedded null byte")
-    return Command(
-        argv[0] if executable is None else os.fsdecode(executable),
-        tuple(argv),
-        directory,
-        environment,
-        tuple(sorted(fd for fd in inherited if fd > 2)),  # noqa: PLR2004 - the standard streams go in anyway
-        limits.resource_limits(),
-        limits.wall_time,
-        terminal,
-    )
-
-
-def _directory(given: str) -> str:
-    """The absolute path of a working directory. Raises what chdir(2) would."""
-    number = 0
-    try:
-        if not S_ISDIR(os.stat(given).st_mode):
-            number = errno.ENOTDIR
-        elif not os.access(given, os.X_OK):
-            number = errno.EACCES
-    except OSError as error:
-        number = error.errno or errno.ENOENT
-    if number:
-        raise OSError(number, os.strerror(number), given)
-    return os.path.abspath(given)
-
-
-def _plan(
-    policy: SandboxPolicy | PermissionProfile,
-    command: Command,
-    *,
-    allow_nested_sandboxes: bool,
-    private_layer: PrivateLayer | None,
-) -> SandboxPlan:
-    profile = policy.to_profile() if hasattr(policy, "to_profile") else policy
-    return plan_sandbox(
-        profile,
-        policy_cwd=command.cwd,
-        environment=command.environment,
-        landlock_abi=host.landlock_abi(),
-        allow_nested_sandboxes=allow_nested_sandboxes,
-        hidden_paths=(registry.directory(),),
-        private_layer=private_layer,
-    )
-
-
-def _subprocess_error(error: ExecError, command: Command) -> OSError:
-    """The exception that subprocess raises for this errno, FileNotFoundError for example."""
-    number = error.errno or errno.ENOENT
-    return OSError(number, os.strerror(number), command.executable)
-
-
-REQUIREMENTS = ("userns", "netns", "seccomp", "landlock", "fresh_proc", "cgroup")
-
-
-def _check_requirements(plan: SandboxPlan, required: frozenset[str]) -> None:
-    """Raises before anything runs when a required layer is not part of the plan."""
-    unknown = required.difference(REQUIREMENTS)
-    if unknown:
-        raise PolicyError(f"require: unknown layer {', '.join(sorted(unknown))}; known: {', '.join(REQUIREMENTS)}")
-    present = {
-        "userns": plan.engine is Engine.BUBBLEWRAP,
-        "netns": plan.engine is Engine.BUBBLEWRAP and plan.network is not NetworkMode.FULL,
-        "seccomp": plan.seccomp is not None,
-        "landlock": plan.landlock is not None,
-        "fresh_proc": plan.fresh_proc and not proc_fallback.is_refused(),
-        "cgroup": False,
-    }
-    missing = sorted(layer for layer in required if not present[layer])
-    if missing:
-        raise UnsupportedHostError(f"required but not to be had with this policy on this machine: {', '.join(missing)}")
-
-
-def _check_fresh_proc(process: Popen, required: frozenset[str]) -> None:
-    if "fresh_proc" in required and process.enforced.proc != "fresh":
-        process.kill()
-        process.wait()
-        raise UnsupportedHostError(f"required but not to be had: fresh_proc: {proc_fallback.reason()}")
-
-
-def _enforced(plan: SandboxPlan) -> Enforced:
-    namespaces: tuple[str, ...] = ()
-    degradations = []
-    if plan.engine is Engine.BUBBLEWRAP:
-        namespaces = ("user", "mount", "pid", "ipc", "uts", "cgroup")
-        if plan.network is not NetworkMode.FULL:
-            namespaces += ("net",)
-        if not plan.fresh_proc:
-            degradations.append(f"/proc is the machine's own: {proc_fallback.reason() or 'as asked for'}")
-        if plan.filesystem is not None and plan.landlock is None:
-            degradations.append("no Landlock layer: the kernel has none, or too old a one")
-    return Enforced(
-        plan.engine.value,
-        namespaces,
-        plan.network.value,
-        None if plan.seccomp is None else plan.seccomp.value,
-        0 if plan.landlock is None else plan.landlock.abi,
-        "fresh" if plan.fresh_proc else "host",
-        None,
-        tuple(degradations),
-    )

@@ -160,8 +160,11 @@ def launch(
     command: Command,
     *,
     streams: tuple[int, int, int] = (0, 1, 2),
+    require_fresh_proc: bool = False,
 ) -> SandboxedProcess:
     """Starts *command* under *plan* and returns when it has been executed; *streams* become its standard streams.
+
+    Where a fresh /proc is refused it goes on without one, unless *require_fresh_proc*.
 
     Raises `SetupError` when the sandbox could not be built, `ExecError` when the command could not be executed,
     `UnsupportedHostError` and `PolicyError` as planning and filters do. Nothing runs then and nothing is left.
@@ -174,7 +177,7 @@ def launch(
             "inside has that"
         )
     leftovers.reclaim()
-    if plan.fresh_proc and proc_fallback.is_refused():
+    if plan.fresh_proc and not require_fresh_proc and proc_fallback.is_refused():
         plan = plan.without_fresh_proc()
     try:
         with StandardStreamsOpen():
@@ -182,7 +185,7 @@ def launch(
                 return _launch_once(plan, command, streams)
             except SetupError as error:
                 # Nothing has been executed, so the failed launch was its own preflight.
-                if not plan.fresh_proc or error.step != SetupStep.PROC.name.lower():
+                if require_fresh_proc or not plan.fresh_proc or error.step != SetupStep.PROC.name.lower():
                     raise
                 proc_fallback.remember_refusal(error)
                 return _launch_once(plan.without_fresh_proc(), command, streams)

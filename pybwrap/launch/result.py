@@ -64,7 +64,7 @@ class Enforced(NamedTuple):
     """
 
     engine: str
-    """"bubblewrap", or "stage" where no namespaces were asked for."""
+    """"bubblewrap", or "stage" without namespaces."""
     namespaces: tuple[str, ...]
     network: str
     """"full", "isolated" or "proxy-only"."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from pybwrap.errors import PolicyError
 
@@ -109,7 +109,7 @@ class PermissionProfile:
         elif isinstance(filesystem, Mapping):
             entries = tuple(
                 FilesystemEntry(location, member_of(Access, access, f"access of {location!r}"))
-                for location, access in filesystem.items()
+                for location, access in cast("Mapping[str, str | Access]", filesystem).items()
             )
         else:
             entries = tuple(

@@ -210,7 +210,7 @@ def test_a_launch_that_is_cancelled_more_than_once_leaves_no_sandbox(monkeypatch
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    monkeypatch.setattr("pybwrap.launch.popen.launch", slow_launch)
+    monkeypatch.setattr("pybwrap.launch.request.launch", slow_launch)
     in_loop(main())
 
 
@@ -229,7 +229,7 @@ def test_a_launch_that_fails_after_it_was_cancelled_is_a_cancelled_one(monkeypat
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    monkeypatch.setattr("pybwrap.launch.popen.launch", failing_launch)
+    monkeypatch.setattr("pybwrap.launch.request.launch", failing_launch)
     in_loop(main())
 
 
@@ -249,7 +249,7 @@ def test_a_launch_that_is_cancelled_before_its_turn_never_happens(monkeypatch: p
         turn.set()
         await busy
 
-    monkeypatch.setattr("pybwrap.launch.popen.launch", lambda *_, **__: launches.append(1))
+    monkeypatch.setattr("pybwrap.launch.request.launch", lambda *_, **__: launches.append(1))
     in_loop(main())
     assert not launches
 
@@ -472,7 +472,7 @@ def test_a_program_that_does_not_exist_is_an_error_as_in_asyncio() -> None:
 
 
 def test_a_required_layer_that_is_unknown_is_an_error() -> None:
-    with pytest.raises(PolicyError, match="unknown layer"):
+    with pytest.raises(PolicyError, match="require: expected some of"):
         in_loop(sleeper(require=["magic"]))
 
 
@@ -505,7 +505,7 @@ def test_the_loop_runs_on_while_a_sandbox_is_built(monkeypatch: pytest.MonkeyPat
         await task
         return steps
 
-    monkeypatch.setattr("pybwrap.launch.popen.launch", slow_launch)
+    monkeypatch.setattr("pybwrap.launch.request.launch", slow_launch)
     assert in_loop(main()) > 10
 
 

@@ -312,7 +312,7 @@ def test_a_required_layer_that_the_policy_does_not_have_is_an_error_before_anyth
     with pytest.raises(pybwrap.UnsupportedHostError, match="seccomp, userns"):
         pybwrap.run(["touch", str(workspace / "ran")], policy=policy, require={"userns", "seccomp"})
     assert not (workspace / "ran").exists()
-    with pytest.raises(pybwrap.PolicyError, match="unknown layer sandwich"):
+    with pytest.raises(pybwrap.PolicyError, match=r"require: expected some of .*; got sandwich"):
         run("true", require=["sandwich"])
     assert run("true", require={"userns", "netns", "seccomp"}).returncode == 0
 
@@ -358,3 +358,46 @@ def test_no_descriptor_stays_open_whatever_the_end() -> None:
     with pytest.raises(pybwrap.TimeoutExpired):
         run("sleep", "9", capture_output=True, timeout=0.1)
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+# --- Where no namespace can be made -----------------------------------------------------------------------------
+
+WITHOUT_NAMESPACES = """
+import pybwrap, sys
+policy = pybwrap.SandboxPolicy.workspace_write(exclude_slash_tmp=True, exclude_tmpdir_env_var=True)
+script = "touch inside; touch /var/tmp/outside-$$ && echo outside; : </dev/tcp/127.0.0.1/9"
+def attempt(**parameters):
+    return pybwrap.run(["bash", "-c", script], policy=policy, capture_output=True, text=True, **parameters)
+try:
+    attempt()
+except pybwrap.SetupError as error:
+    print(error.step)
+try:
+    attempt(fallback=["landlock"], require=["netns"])
+except pybwrap.UnsupportedHostError as error:
+    print("netns" in str(error))
+result = attempt(fallback=["landlock"])
+print(result.stdout, result.stderr.count("ermi"))
+enforced = result.enforced
+print(enforced.engine, enforced.namespaces, enforced.seccomp, enforced.landlock_abi > 0, len(enforced.degradations))
+"""
+
+
+def test_the_landlock_tier_takes_over_only_where_it_is_allowed_and_says_so(workspace: Path) -> None:
+    # In a user namespace whose limit on further ones is 0 nobody can make one.
+    forbid = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "sh", "-c", forbid, "sh", sys.executable, "-c", WITHOUT_NAMESPACES],
+        cwd=workspace,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["namespaces", "True", " 3", "stage () restricted True 2"]
+    assert (workspace / "inside").exists()
+
+
+def test_an_unknown_fallback_is_a_policy_error() -> None:
+    with pytest.raises(pybwrap.PolicyError, match="fallback: expected some of landlock; got hope"):
+        run("true", fallback=["hope"])
