@@ -129,6 +129,7 @@ class Process:
             popen.capture_all(popen.stderr, self.stderr),
         )
         await self.wait()
+        popen.close_streams()
         return popen.captured(popen.stdout), popen.captured(popen.stderr)
 
     async def _feed_stdin(self, data: bytes | bytearray | memoryview | None) -> None:
@@ -369,6 +370,11 @@ class _WatchedPopen(Popen):
         """Ends the sandbox, waits until nothing of it is left, whatever is cancelled meanwhile, and closes streams."""
         self.kill()
         await _outlast(self.ended)
+        for close in self._closers.values():
+            close()
+
+    def close_streams(self) -> None:
+        """Closes this side of the pipes now: the end of a file may not have come through the loop yet."""
         for close in self._closers.values():
             close()
 

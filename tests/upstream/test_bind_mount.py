@@ -22,9 +22,9 @@ OPTIONS = ("--bind", "--ro-bind", "--dev-bind")
 
 
 def layout(chance: random.Random) -> list[str]:
-    """Shell lines that mount things on, below and beside each other under /mnt."""
-    lines = ["mount -t tmpfs layout /mnt", "mkdir -p /mnt/a/b/c /mnt/d/e /mnt/target"]
-    mounted = ["/mnt"]
+    """Shell lines that mount things on, below and beside each other under /srv."""
+    lines = ["mount -t tmpfs layout /srv", "mkdir -p /srv/a/b/c /srv/d/e /srv/target"]
+    mounted = ["/srv"]
     for number in range(chance.randint(2, 7)):
         place = f"{chance.choice(mounted)}/m{number}"
         flags = ",".join(chance.sample(FLAGS[1:], chance.randint(0, 3))) or "rw"
@@ -41,14 +41,14 @@ def layout(chance: random.Random) -> list[str]:
     return lines
 
 
-TARGETS = ("/mnt/target", "/mnt/a/b", "/mnt/d/e", "/tmp")  # noqa: S108 - in a namespace of the test's own
+TARGETS = ("/srv/target", "/srv/a/b", "/srv/d/e", "/tmp")  # noqa: S108 - in a namespace of the test's own
 
 
 def sandbox(chance: random.Random) -> str:
     """bubblewrap's words that bind parts of such a layout, over each other too."""
     words = [f"{chance.choice(OPTIONS)} / /"]
     words += [
-        f"{chance.choice(OPTIONS)} {chance.choice(('/mnt', '/mnt/a', '/mnt/d', '/usr'))} {chance.choice(TARGETS)}"
+        f"{chance.choice(OPTIONS)} {chance.choice(('/srv', '/srv/a', '/srv/d', '/usr'))} {chance.choice(TARGETS)}"
         for _ in range(chance.randint(1, 4))
     ]
     words.append(chance.choice(("", "--remount-ro /tmp", "--tmpfs /tmp --remount-ro /tmp", "--dev /dev --proc /proc")))
